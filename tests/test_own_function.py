@@ -111,7 +111,7 @@ def test_convergence_is_judged_by_the_training_loss_that_is_told(
     notes = " ".join(found.notes)
     assert ("Whether the unpruned network had converged is not known" in notes) == noted
     if noted:
-        assert "tells no 'training_loss'" in notes
+        assert "returns no 'training_loss'" in notes
 
 
 def test_a_smaller_network_with_a_lower_loss_and_a_better_score_shows_that_training_was_short(

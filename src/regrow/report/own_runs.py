@@ -1,4 +1,4 @@
-"""Notes on runs of a user's training function: what it spent, and whether seeds matter."""
+"""Notes on runs of a user's training function: what they cost, and whether seeds matter."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,20 +10,20 @@ from regrow.report.rows import Run
 from regrow.studies.expand import Cell
 from regrow.train.by_epoch import LOSS, RATE
 
-LOWER = 0.5  # of the rates of training from scratch: at most so much is clearly lower
-CLOSE = 0.1  # of the MACs: networks of one cost
-BESIDE_TOKENS = ("attention_mask", "token_type_ids")  # which exports have, and which cost nothing
+LOWER = 0.5  # rates up to this share of those of scratch training are clearly lower
+CLOSE = 0.1  # networks whose MACs differ by at most this share have the same cost
+BESIDE_TOKENS = ("attention_mask", "token_type_ids")  # exported, and without cost
 
 
 class Reads(Protocol):
     """A reader of the records of finished jobs."""
 
     def record(self, job: Job) -> dict[str, Any]:
-        """Return what a finished job found."""
+        """Return the record of a finished job."""
 
 
 def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) -> Iterator[str]:
-    """Say what the trainings by one's own function were, as far as a reader should know."""
+    """Yield what a reader should know of trainings by a user's function."""
     own = [
         (cell, run, reader.record(cell.job))
         for cell, run in zip(cells, runs, strict=True)
@@ -33,7 +33,7 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
     uncounted = _arms(run for _, run, record in trained if record["samples"] is None)
     if uncounted:
         yield (
-            f"What {listed(uncounted)} spent is not known: the function never calls the network "
+            f"What {listed(uncounted)} cost is not known: the function never calls the network "
             "itself in training mode, so that no training examples could be counted."
         )
     yield from _unknown(trained)
@@ -44,7 +44,7 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
     if unsaid := [name for name in beside if name not in BESIDE_TOKENS]:
         yield (
             f"The function trains with {quoted(unsaid)} too, which --input does not name: "
-            "costs are counted, and files are exported, without. Name all inputs."
+            "costs are counted, and files are exported, without them. Name all inputs."
         )
     yield from _other_costs(own)
     drawn = dict.fromkeys(name for _, _, record in trained for name in record.get("drawn", ()))
@@ -56,7 +56,7 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
 
 
 def _unknown(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
-    """Name what a training function of one's own does not tell, and what it would tell."""
+    """Name what a user's training function does not return, and how to find it out."""
     yield from _rates(trained)
     for message in dict.fromkeys(r["unusable"] for _, _, r in trained if r.get("unusable")):
         yield f"{message} It is left out."
@@ -69,7 +69,7 @@ def _unknown(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[st
         elif not any(run.parent_ending or (run.unpruned and run.ending) for _, run, _ in trained):
             yield (
                 "Whether the unpruned network had converged is not known, because the training "
-                f"function tells no {LOSS!r} (for each epoch, beside its metrics). --budgets "
+                f"function returns no {LOSS!r} (for each epoch, with its metrics). --budgets "
                 "compares several lengths of training, and shows whether it still gains."
             )
     if any(run.given for _, run, _ in trained):
@@ -77,7 +77,7 @@ def _unknown(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[st
 
 
 def _rates(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
-    """Compare the highest learning rates of fine-tuning and of training from scratch, if told."""
+    """Compare the highest learning rates of fine-tuning and of scratch training, if returned."""
     rates: dict[bool, dict[str, float]] = {True: {}, False: {}}
     for cell, run, record in (row for row in trained if not row[1].unpruned):
         told = [line.get("lr") for line in record.get("history", ())]
@@ -91,15 +91,15 @@ def _rates(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]
         yield (
             "The training function chooses its own learning rates. At which rate it fine-tuned is "
             "not known here; a rate as high as for training from scratch puts fine-tuning at a "
-            f"disadvantage (the function reads budget.inherited to tell them apart, and {RATE!r} "
-            "in what it returns tells its rates)."
+            f"disadvantage (the function can read budget.inherited to tell them apart, and return "
+            f"its rates as {RATE!r})."
         )
     elif others and max(tuned.values()) > LOWER * min(others.values()):
         high = [f"{arm} {rate:g}" for arm, rate in (*tuned.items(), *others.items())]
         yield (
             f"The highest learning rates were {listed(high)}. A rate about as high as for training "
-            "from scratch puts fine-tuning at a disadvantage (the function reads budget.inherited "
-            "to tell them apart)."
+            "from scratch puts fine-tuning at a disadvantage (the function can read "
+            "budget.inherited to tell them apart)."
         )
 
 
@@ -108,7 +108,7 @@ def _arms(runs: Any) -> list[str]:
 
 
 def _same_seeds(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
-    """Name arms whose seeds end alike, by their weights or by their score alone."""
+    """Name arms whose seeds all end with the same weights, or with the same score only."""
     rows: dict[tuple[str, str], list[tuple[Run, str]]] = {}
     for _, run, record in trained:
         rows.setdefault((run.group, run.arm), []).append((run, record["weights"]))
@@ -131,7 +131,7 @@ def _same_seeds(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator
 
 
 def _other_shapes(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> dict[str, list[str]]:
-    """List arms whose first training example was of another shape than costs are measured at."""
+    """List arms whose first training example had another shape than costs are measured at."""
     first: dict[str, str] = {}
     for _, run, record in trained:
         if record["shape"] is not None and record["shape"] != record["input"]:
@@ -144,7 +144,7 @@ def _other_shapes(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> dict[s
 
 
 def _other_costs(own: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
-    """Compare what others than the pruned network cost with what that costs, by their MACs."""
+    """Name arms on other networks whose MACs differ from those of the pruned network."""
     cut: dict[str, int] = {}
     for cell, run, _ in own:
         if cell.use is not None and not cell.subject and run.macs:

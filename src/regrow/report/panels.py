@@ -1,8 +1,8 @@
-"""Panels of one figure, given as values and drawn with few artists of matplotlib.
+"""Panels of a figure, described by values and drawn with few matplotlib artists.
 
-Each panel has a log axis of costs or budgets and a linear axis of scores. The places of all panels
-are worked out in inches, and what looks alike is one artist over all of them: an ``Axes`` for each
-panel, with a search for its layout, takes four times as long.
+Each panel has a log axis of costs or budgets and a linear axis of scores. The positions of all
+panels are computed in inches, and elements that look alike are one artist for all panels: an
+``Axes`` for each panel, with automatic layout, takes four times as long.
 """
 
 import math
@@ -19,20 +19,20 @@ Segment = list[tuple[float, float]]
 Tick = tuple[float, str]
 
 COLOURED = 0.9  # line width
-MOST_LETTERS = 50  # of a name
+MOST_LETTERS = 50  # characters of a name
 INCH = 72.0  # points
-SIZE, SMALL, VALUE = 9.0, 7.0, 7.5  # letters, in points: all, those above a panel, those of marks
-LINE = 1.2  # heights of letters from one line to the next
-TICK, SMALL_TICK, GAP = 3.5, 2.0, 3.5  # lengths of ticks, and what is free around them
-DIGIT = 0.64  # width of a digit, in heights of letters
-EDGE = 4.0  # around everything
-CAP = 2.0  # half the width of a bar's ends
+SIZE, SMALL, VALUE = 9.0, 7.0, 7.5  # font sizes in points: most texts, above panels, at marks
+LINE = 1.2  # line spacing, in font sizes
+TICK, SMALL_TICK, GAP = 3.5, 2.0, 3.5  # points: lengths of ticks, and the gap around them
+DIGIT = 0.64  # width of a digit, in font sizes
+EDGE = 4.0  # points: margin of the figure
+CAP = 2.0  # points: half the width of an error bar's caps
 SIDE = 0.2  # inches between panels
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanelLine:
-    """Values of one name, joined by a line, each with how far its bar reaches down and up."""
+    """The values of one arm or method, joined by a line, with their error bars' lengths."""
 
     name: str
     at: tuple[float, ...]
@@ -43,7 +43,7 @@ class PanelLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlier:
-    """A value that lies beyond the axis: a triangle in a share of the panel's height."""
+    """A value beyond the axis, drawn as a triangle at ``height``, a share of the panel's height."""
 
     name: str
     at: float
@@ -54,14 +54,14 @@ class Outlier:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One system of axes; ``y`` begins at its foot, which is the larger where less is better."""
+    """One pair of axes; ``y`` is (bottom, top), and falls for metrics to be minimised."""
 
     title: str
     x: Limits
     y: Limits
     ticks: tuple[Tick, ...]
     x_label: str
-    y_label: str = ""  # none: the panel shares the axis of the one at its left
+    y_label: str = ""  # empty: the panel shares the axis of the one on its left
     ticks_above: tuple[Tick, ...] = ()
     label_above: str = ""
     lines: tuple[PanelLine, ...] = ()
@@ -72,7 +72,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Placed:
-    """A panel in its place, in inches."""
+    """A panel with its position, in inches."""
 
     panel: Panel
     left: float
@@ -81,12 +81,12 @@ class Placed:
     height: float
 
     def across(self, x: float) -> float:
-        """Return where a value of the log axis stands."""
+        """Return the horizontal position of a value on the log axis."""
         low, high = self.panel.x
         return self.left + self.width * math.log(x / low) / math.log(high / low)
 
     def up(self, y: float) -> float:
-        """Return where a score stands, at most at an edge."""
+        """Return the vertical position of a score, clipped to the panel."""
         foot, top = self.panel.y
         return self.bottom + self.height * min(1.0, max(0.0, (y - foot) / ((top - foot) or 1.0)))
 
@@ -95,12 +95,12 @@ class Placed:
         return min(self.panel.y) <= y <= max(self.panel.y)
 
     def level(self, y: float) -> Segment:
-        """Return a line across the panel."""
+        """Return a horizontal line across the panel at a score."""
         return [(self.left, self.up(y)), (self.left + self.width, self.up(y))]
 
     @property
     def scores(self) -> tuple[Tick, ...]:
-        """Ticks of the axis of scores."""
+        """The ticks of the score axis."""
         return score_ticks(self.panel.y, most=int(self.height * INCH / (2 * SIZE)))
 
 
@@ -111,9 +111,9 @@ def figure_of(
     size: tuple[float, float],
     reference: str | None = None,
 ) -> "Figure":
-    """Draw rows of panels, and below them what each style stands for.
+    """Draw rows of panels with a legend below them.
 
-    ``size`` is width and height in inches, with one row of the legend; more are added to it.
+    ``size`` is width and height in inches with a legend of one row; further rows add to the height.
     """
     from matplotlib.figure import Figure
 
@@ -134,13 +134,13 @@ def figure_of(
     return figure
 
 
-# Places -------------------------------------------------------------------------------------------
+# Layout -------------------------------------------------------------------------------------------
 
 
 def places(
     rows: Sequence[Sequence[Panel]], *, width: float, height: float, foot: float
 ) -> list[Placed]:
-    """Divide a figure among rows of panels, all of one size, with room for what is around them."""
+    """Lay out rows of panels of equal size, with room for the texts around them."""
     columns = max(map(len, rows))
     heads = [max(map(_head, row)) / INCH for row in rows]
     below = (TICK + 3 * GAP + 2 * LINE * SIZE) / INCH
@@ -166,13 +166,13 @@ def places(
 
 
 def _head(panel: Panel) -> float:
-    """Return the points that a panel takes above its box."""
+    """Return the height in points of the texts above a panel's box."""
     above = SMALL_TICK + GAP + 2 * LINE * SMALL if panel.ticks_above else 0.0
     return above + GAP + LINE * SIZE * len(panel.title.split("\n"))
 
 
 def _side(panel: Panel, *, height: float) -> float:
-    """Return the points that a panel takes at the left of its box."""
+    """Return the width in points of the texts on the left of a panel's box."""
     if not panel.y_label:
         return 0.0
     ticks = Placed(panel, 0.0, 0.0, 1.0, height).scores
@@ -181,7 +181,7 @@ def _side(panel: Panel, *, height: float) -> float:
 
 
 def _overhang(panel: Panel) -> float:
-    """Return the points by which the last tick's text may reach beyond the box."""
+    """Return how many points the last tick's text may extend beyond the box."""
     at, text = panel.ticks[-1] if panel.ticks else (panel.x[0], "")
     low, high = panel.x
     is_at_end = math.log(at / low) > 0.95 * math.log(high / low)
@@ -189,7 +189,7 @@ def _overhang(panel: Panel) -> float:
 
 
 def score_ticks(y: Limits, *, most: int) -> tuple[Tick, ...]:
-    """Choose round numbers of a linear axis, with their texts.
+    """Choose round ticks of a linear axis, with their labels.
 
     >>> score_ticks((88.0, 95.5), most=8)[:3]
     ((88.0, '88'), (89.0, '89'), (90.0, '90'))
@@ -211,7 +211,7 @@ def score_ticks(y: Limits, *, most: int) -> tuple[Tick, ...]:
 
 
 def _ground(placed: Sequence[Placed]) -> Iterator[Any]:
-    """Draw bands, grid, references, axes and ticks of all panels."""
+    """Yield the bands, grid, reference lines, axes and ticks of all panels."""
     from matplotlib.collections import PolyCollection
 
     bands: list[Segment] = []
@@ -243,7 +243,7 @@ def _ground(placed: Sequence[Placed]) -> Iterator[Any]:
 
 
 def _stroke(segments: Iterable[Segment], **options: Any) -> Any:
-    """Return one line that is broken between its segments."""
+    """Return all segments as one line with gaps between them."""
     from matplotlib.lines import Line2D
 
     gap = (math.nan, math.nan)
@@ -252,7 +252,7 @@ def _stroke(segments: Iterable[Segment], **options: Any) -> Any:
 
 
 def _lines(placed: Sequence[Placed], styles: Styles) -> Iterator[Any]:
-    """Draw the bars and the points of each name in all panels."""
+    """Yield the error bars and the lines of each name, for all panels."""
     for name, (colour, marker) in styles.items():
         bars: list[Segment] = []
         lines: list[Segment] = []
@@ -269,7 +269,7 @@ def _lines(placed: Sequence[Placed], styles: Styles) -> Iterator[Any]:
 
 
 def _bar(one: Placed, x: float, low: float, high: float) -> Iterator[Segment]:
-    """Return a bar, with an end across where that lies in the panel."""
+    """Yield the segments of an error bar, with caps on the ends that lie within the panel."""
     if low == high:
         return
     at, cap = one.across(x), CAP / INCH
@@ -279,7 +279,7 @@ def _bar(one: Placed, x: float, low: float, high: float) -> Iterator[Segment]:
 
 
 def _marks(placed: Sequence[Placed], styles: Styles) -> Iterator[Any]:
-    """Draw the triangles of each name."""
+    """Yield the triangles of each name, for all panels."""
     from matplotlib.lines import Line2D
 
     for name, (colour, _) in styles.items():
@@ -303,7 +303,7 @@ def _marks(placed: Sequence[Placed], styles: Styles) -> Iterator[Any]:
 
 
 def _texts(one: Placed, styles: Styles) -> Iterator[dict[str, Any]]:
-    """Return the texts of a panel: its ticks, labels, title and the values of its marks."""
+    """Yield the texts of a panel: its ticks, labels, title and the values of its marks."""
     panel, centre, top = one.panel, one.left + one.width / 2, one.bottom + one.height
     below = one.bottom - (TICK + GAP) / INCH
     line = LINE * SIZE / INCH
@@ -343,13 +343,13 @@ def _text(x: float, y: float, s: str, **options: Any) -> dict[str, Any]:
 
 
 def look(colour: str, marker: str) -> dict[str, Any]:
-    """Style points and their line; a white edge keeps points apart where they overlap."""
+    """Return the style of a line and its points, whose white edges separate overlapping ones."""
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.4}
     return {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": COLOURED, **edge}
 
 
 def shown(name: str) -> str:
-    """Leave out the middle of a name that is too long for a figure."""
+    """Cut the middle out of a name that is too long for a figure."""
     half = MOST_LETTERS // 2
     return name if len(name) <= MOST_LETTERS else f"{name[:half]}...{name[-half:]}"
 
@@ -358,7 +358,7 @@ def shown(name: str) -> str:
 
 
 def _handles(styles: Styles, reference: str | None) -> list[Any]:
-    """Return what the legend shows, the unpruned network first."""
+    """Return the handles of the legend, the unpruned network first."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -372,7 +372,7 @@ def _handles(styles: Styles, reference: str | None) -> list[Any]:
 
 
 def _legend_columns(handles: Iterable[Any], *, width: float) -> int:
-    """Return how many columns of a legend fit."""
+    """Return how many columns the legend has, so that it fits the width."""
     labels = [str(handle.get_label()) for handle in handles]
     longest = max(map(len, labels), default=1)
     fit = max(1, int(width / (0.75 + 0.075 * longest)))  # inches at 9 points

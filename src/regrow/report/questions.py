@@ -1,19 +1,19 @@
-"""Questions that the arms of a cell allow: pairs of arms, found by their values, not their names.
+"""Questions that the arms of a cell can answer: pairs of arms, chosen by value, not by name.
 
 Kinds of question (``About``), in the order of the answer:
 
 - *scratch*: each trained arm with a random start against each trained arm that inherits weights.
-  Against each, because the best of several retrainings is chosen by luck too, and a mean over them
-  is no arm that anybody runs. Only where a cell trains nothing that is inherited is the pruned
-  network itself, as it was cut, the reference (some methods are published so). Where a cell
-  retrains in several ways, also against the best of these, chosen on the validation split, or
-  without one for each seed by the other seeds (``best_of``).
-- *ticket*: each arm that starts from what the unpruned network was before or early in its training
-  against each arm that starts from another draw of it; without one, against arms with a random
-  start. Of several controls those with the ticket's own budget, if there are any.
+  Against each, because the best of several retrainings is partly chosen by luck, and nobody runs
+  their mean. If a cell does not train inherited weights, the reference is the pruned network
+  without retraining (some methods are published that way). If a cell has several retrainings, also
+  against the best of them, chosen on the validation split or, without one, for each seed by the
+  other seeds (``best_of``).
+- *ticket*: each arm that starts from the unpruned network's weights before or early in its training
+  against each arm that starts from another initialisation of the same network or, without one,
+  against arms with a random start. If any of these controls has the ticket's budget, only those.
 - *best*: the best arm against the unpruned network. For each seed it is chosen by the other seeds,
-  because the maximum of several noisy means is too high on the seeds that made it the maximum.
-- *method*: a method against another at one cost; ``regrow.report.contests`` asks it.
+  because the maximum of several noisy means is biased upwards on the seeds that it is chosen by.
+- *method*: one method against another at equal cost; asked by ``regrow.report.contests``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +32,9 @@ BEST_RETRAINING = "the best retraining"
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side of a question: an arm by its start, and by what its budget means for the question.
+    """One side of a question: an arm, described by what matters for the question.
 
-    ``subject`` is what the arm did to, where that is not the row's own network.
+    ``subject`` names the network that the arm trains, if that is not the row's own.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about two arms; equal for the cells over which it is asked.
+    """A question about two arms; equal for all cells that ask it.
 
     ``first`` is None for the best arm, because that differs between cells. ``at`` is the training
-    budget that it is asked at, in words, and ``main`` whether that is the largest of a study, or
-    its only one: only then is it answered over all cells.
+    budget in words. ``main`` is True if that is the study's largest or only budget; only main
+    questions are answered over all cells.
     """
 
     about: About
@@ -73,14 +73,14 @@ class Question:
 
     @property
     def rank(self) -> tuple[bool, int, bool]:
-        """The place in an answer: the study's main questions first, equal FLOPs before all."""
+        """The sort key in an answer: main questions first, then by kind, equal FLOPs first."""
         kinds: tuple[About, ...] = ("scratch", "ticket", "best", "method")
         equal = self.first is not None and self.first.equal_flops
         return not self.main, kinds.index(self.about), not equal
 
     @property
     def wants(self) -> Literal["as good", "better"]:
-        """The relation that has to be shown for a yes."""
+        """The relation that must be shown to answer yes."""
         return "better" if self.about in ("ticket", "method") else "as good"
 
     @property
@@ -119,9 +119,9 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class CellQuestion:
-    """A question put to one cell: the runs on both its sides, and what the second is called.
+    """A question asked of one cell, with the runs on both its sides.
 
-    Left empty, that is its arm.
+    ``against`` is the name of the second side; if empty, that of its arm.
     """
 
     question: Question
@@ -131,7 +131,7 @@ class CellQuestion:
 
 
 def ask(arms: Mapping[str, Sequence[Run]], unpruned: Sequence[Run]) -> Iterator[CellQuestion]:
-    """Put every question that a cell's pruned arms, each with its runs, can answer."""
+    """Yield every question that the pruned arms of a cell can answer."""
     sides = [(Side.of(runs[0]), runs) for runs in arms.values()]
     for first, runs in sides:
         if first.trained and first.start == "random":
@@ -162,7 +162,7 @@ def _questions(
 def _best_retraining(
     first: Side, runs: Sequence[Run], retrainings: Sequence[Sequence[Run]]
 ) -> CellQuestion:
-    """Ask of a random start whether it is as good as the best of several retrainings."""
+    """Ask whether a random start is as good as the best of several retrainings."""
     chosen, how = best_of(retrainings)
     side = Side(
         name=BEST_RETRAINING,
@@ -179,10 +179,10 @@ def _best_retraining(
 
 
 def best_of(arms: Sequence[Sequence[Run]]) -> tuple[Sequence[Run], str]:
-    """Choose the best of several arms of one cell, and say how it was chosen.
+    """Choose the best of several arms of one cell; return its runs and how it was chosen.
 
-    By the mean score on the validation split where all that is done has one, with one choice for
-    all seeds; else by the test scores of the other seeds.
+    If all finished runs have a validation score, one arm is chosen for all seeds, by the mean.
+    Otherwise an arm is chosen for each seed by the test scores of the other seeds.
     """
     done = [[run for run in runs if run.done] for runs in arms]
     started = [runs for runs in done if runs]
@@ -198,7 +198,7 @@ def best_of(arms: Sequence[Sequence[Run]]) -> tuple[Sequence[Run], str]:
 def _references(
     sides: Sequence[tuple[Side, Sequence[Run]]],
 ) -> Sequence[tuple[Side, Sequence[Run]]]:
-    """Return the arms that keep inherited weights: the trained ones, else those that are not."""
+    """Return the arms with inherited weights: the trained ones, or if none, the untrained."""
     inherited = [(side, runs) for side, runs in sides if side.start == "inherited"]
     return [(side, runs) for side, runs in inherited if side.trained] or inherited
 
@@ -206,7 +206,7 @@ def _references(
 def _controls(
     sides: Sequence[tuple[Side, Sequence[Run]]], ticket: Run
 ) -> Sequence[tuple[Side, Sequence[Run]]]:
-    """Return the arms that start from another draw than a ticket."""
+    """Return the controls of a ticket: arms with another initialisation, by budget if possible."""
     trained = [(side, runs) for side, runs in sides if side.trained]
     controls = [(side, runs) for side, runs in trained if side.start == "redrawn"]
     controls = controls or [(side, runs) for side, runs in trained if side.start == "random"]
@@ -218,11 +218,11 @@ def _budget(run: Run) -> tuple[str, float | None, float | None]:
 
 
 def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
-    """Choose for each seed the run of the arm that is best in the other seeds, the first if equal.
+    """Choose for each seed the run of the arm that is best on the other seeds, the first if tied.
 
-    Also where that run is not done: the seed is then not compared, because the best of what happens
-    to be done is another, worse arm. A single seed leaves no others, so there the arm is chosen by
-    what it is then judged on.
+    It is chosen even if it is not done: the seed is then not compared, because the best of the runs
+    that happen to be done is another, worse arm. With a single seed there are no others, so the arm
+    is chosen by the score that it is then judged by.
     """
     by_seed: dict[int, list[tuple[Run, float]]] = {}
     for runs in arms:
@@ -238,7 +238,7 @@ def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
 
 
 def _elsewhere(runs: Sequence[Run]) -> list[float]:
-    """Return for each seed of an arm how good it is in the others; minus infinity without any."""
+    """Return for each seed the gain of an arm on its other seeds; minus infinity without any."""
     done = [run for run in runs if run.done and run.score is not None]
     scores = [run.score for run in done if run.score is not None]
     others = dict(zip([run.seed for run in done], means_of_others(scores), strict=True))
@@ -251,9 +251,9 @@ def _gain(metric: Metric, mean: float | None) -> float:
 
 
 def reference(runs: Sequence[Run]) -> str | None:
-    """Name the arm that a cell's others are shown against: the first that trains what it inherits.
+    """Return the arm that a cell's others are compared with: the first retraining of its weights.
 
-    Where nothing inherited is trained, the pruned network as it was cut; None without either.
+    If a cell does not train inherited weights, the pruned network; None without that too.
     """
     arms: dict[str, Run] = {}
     for run in runs:

@@ -1,8 +1,8 @@
-"""Ranks of several methods over several cells, and how well two orders of them agree.
+"""Ranks of several methods over several cells, and how well two orders of methods agree.
 
-Friedman's test asks whether any method ranks higher than chance lets it, and the critical
-difference of Nemenyi which ranks differ; both as Demsar (Statistical Comparisons of Classifiers
-over Multiple Data Sets, JMLR 7, 2006) recommends. They take cells as independent.
+Friedman's test shows whether ranks differ beyond chance, and Nemenyi's critical difference which
+ones do, as recommended by Demsar (Statistical Comparisons of Classifiers over Multiple Data Sets,
+JMLR 7, 2006). Both assume that cells are independent.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from regrow.report.statistics import ROUNDING, mean_and_std, paired
 
-LEAST_CELLS = 6  # below, neither test's distribution is close to what its tables hold
+LEAST_CELLS = 6  # with fewer, both tests' asymptotic distributions are poor approximations
 LEAST_METHODS = 3
 
 
@@ -20,10 +20,10 @@ LEAST_METHODS = 3
 class Ranking:
     """Mean ranks (1 is best) of ``methods``, best first, over ``num`` cells.
 
-    ``chi2`` and ``p`` are Friedman's, ``f`` and ``p_f`` those of Iman and Davenport, which is less
-    conservative; ``critical`` is the least difference of two mean ranks that Nemenyi's test finds.
-    None: not tested, because there are too few cells. ``alike`` are the largest sets of neighbours
-    that it does not tell apart.
+    ``chi2`` and ``p`` are of Friedman's test, ``f`` and ``p_f`` of Iman and Davenport's, which is
+    less conservative; ``critical`` is Nemenyi's critical difference of two mean ranks. None: not
+    tested, because there are too few cells. ``alike`` are the largest sets of neighbours in rank
+    that do not differ by the critical difference.
     """
 
     methods: tuple[str, ...]
@@ -40,11 +40,11 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True)
 class Concordance:
-    """Kendall's tau-b between two orders of methods: its mean over cells and seeds, with bounds.
+    """Kendall's tau-b between two orders of methods, averaged over cells and seeds.
 
-    The mean over ``n`` seeds of each seed's own orders; ``low`` and ``high`` bound it, None for one
-    seed. With ``n`` of 0 (each seed has an order of ties) it is that of the orders of means.
-    ``num_methods`` are the fewest that a cell has.
+    ``tau`` is the mean over ``n`` seeds of each seed's mean over ``num`` cells, with the interval
+    ``low`` to ``high`` (None for one seed). ``n`` is 0 if no seed has a tau in every cell; ``tau``
+    is then of the orders by mean score. ``num_methods`` is the smallest number in a cell.
     """
 
     tau: float
@@ -56,9 +56,9 @@ class Concordance:
 
 
 def ranking(gains: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ranking | None:
-    """Rank methods by what each gains in the same cells (more is better); ties share their ranks.
+    """Rank methods by their gains in the same cells (more is better); ties share their mean rank.
 
-    None below ``LEAST_METHODS`` or without a cell.
+    None for fewer than ``LEAST_METHODS`` methods or without a cell.
 
     >>> result = ranking({"a": [2.0, 3.0], "b": [1.0, 1.0], "c": [1.5, 1.0]})
     >>> result.methods, result.ranks
@@ -80,7 +80,7 @@ def ranking(gains: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ran
         return plain
     columns = [*gains.values()]
     if all(max(cell) - min(cell) <= ROUNDING for cell in zip(*columns, strict=True)):
-        chi2, p = 0.0, 1.0  # all alike everywhere: the correction for ties would divide by zero
+        chi2, p = 0.0, 1.0  # all tied in all cells: the correction for ties would divide by zero
     else:
         chi2, p = map(float, stats.friedmanchisquare(*columns))
     below = num * (k - 1) - chi2
@@ -117,10 +117,10 @@ def agreement(
     *,
     confidence: float = 0.95,
 ) -> Concordance | None:
-    """Compare two orders of methods in each cell: scores by seed and method, before and after.
+    """Compare two orders of methods in each cell, given scores by seed and method.
 
-    Of each cell and seed its own orders; cells with fewer than three methods that have both are
-    left out. None where no cell is left, or where an order is all ties.
+    Cells with fewer than ``LEAST_METHODS`` methods that have both scores in all seeds are left out,
+    and cells where an order by mean score is all ties. None if no cell is left.
     """
     taus, sizes, by_seed = [], [], []
     for first, second in zip(before, after, strict=True):
@@ -159,7 +159,7 @@ def agreement(
 
 
 def _by_seed(cells: Sequence[Mapping[int, float | None]]) -> list[float]:
-    """Average over cells the tau of each seed that has one in all of them."""
+    """Return the mean tau over cells, for each seed that has one in every cell."""
     means = []
     for seed in cells[0]:
         values = [cell.get(seed) for cell in cells]
@@ -170,7 +170,7 @@ def _by_seed(cells: Sequence[Mapping[int, float | None]]) -> list[float]:
 
 
 def _bounds(means: Sequence[float], confidence: float) -> tuple[float | None, float | None]:
-    """Bound the mean of what seeds have, by t."""
+    """Return the t interval of the mean over seeds, within [-1, 1]."""
     if len(means) < 2:
         return None, None
     test = paired(means, [0.0] * len(means), confidence=confidence)
@@ -182,7 +182,7 @@ def _bounds(means: Sequence[float], confidence: float) -> tuple[float | None, fl
 def _tau(first: Sequence[float], second: Sequence[float]) -> float | None:
     if min(max(first) - min(first), max(second) - min(second)) <= ROUNDING:
         return None
-    # Tau-b by its definition: of so few methods faster than scipy, which tests it too, by far.
+    # Tau-b by its definition: for few methods far faster than scipy, which also tests it.
     pairs = itertools.combinations(zip(first, second, strict=True), 2)
     signs = [((a > c) - (a < c), (b > d) - (b < d)) for (a, b), (c, d) in pairs]
     agreeing = sum(one * other for one, other in signs)
@@ -193,7 +193,7 @@ def _tau(first: Sequence[float], second: Sequence[float]) -> float | None:
 def _alike(
     names: Sequence[str], ranks: Sequence[float], critical: float
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the largest runs of neighbours whose mean ranks differ by less than the critical."""
+    """Return the largest runs of neighbours within the critical difference of mean ranks."""
     runs: list[tuple[int, int]] = []
     for start in range(len(ranks)):
         end = max(i for i in range(start, len(ranks)) if ranks[i] - ranks[start] < critical)

@@ -1,6 +1,6 @@
 """Rows and verdicts as text: for the terminal, as Markdown and as LaTeX.
 
-All three show the same figures, worded by ``regrow.report.words``. Only the Markdown page knows
+All three show the same numbers, formatted by ``regrow.report.words``. Only the Markdown page has
 date, machine and command.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WIDTH = 100
 LEADING = 2  # tables of methods in the terminal: those of the first contest
 BUDGETS_IN_TERMINAL = ("budget-answers", "budget-scores")
-LISTED = 20  # cells put in words in the terminal; the Markdown page has them all
+LISTED = 20  # most cells described one by one in the terminal; the Markdown page has all
 COLUMNS = (
     "arm",
     "budget",
@@ -65,7 +65,7 @@ TESTS = (
     "learning rate."
 )
 COUNTED = "an exact binomial test over all seeds, and "
-_md = markdown_text  # in every line of a page
+_md = markdown_text  # short, as it is in every line of a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class TableBlock:
-    """One table: the rows of a data set and model, in sections of one cell each."""
+    """One table: the rows of a data set and model, with a section for each cell."""
 
     title: str
     metric: Metric
@@ -88,10 +88,10 @@ class TableBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """A further table of a report, worded, and as a CSV file of its own (``name``).
+    """A further table of a report, as text and as a CSV file (``name``).
 
-    Its first ``names`` columns name a row; in LaTeX they are one, and the last ``wide`` are left
-    out.
+    Its first ``names`` columns name a row. In LaTeX they are merged into one column, and the last
+    ``wide`` columns are left out.
     """
 
     name: str
@@ -106,12 +106,12 @@ class Extra:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Everything a report says, before it is laid out.
+    """The whole content of a report, before layout.
 
     ``contests`` are the comparisons of methods, and ``methods`` the same as tables. ``curves`` are
     arms over several training budgets, ``budgets`` the same as tables (``budgets_in_latex``: those
-    that fit the page of an article), and ``brief`` are the tables
-    of the largest of these budgets alone, for the terminal.
+    that fit the page of an article), and ``brief`` are the result tables at the largest of these
+    budgets alone, for the terminal.
     """
 
     title: str
@@ -129,12 +129,12 @@ class Page:
     limits: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     figures: tuple[SavedFigure, ...] = ()
-    advised: tuple[Answer, ...] = ()  # which network to take, which the answer begins with
+    advised: tuple[Answer, ...] = ()  # which network to take, at the beginning of the answer
     empty: bool = False  # nothing has a result
 
 
 def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
-    """Word every row of ``summarise``, grouped as tables show them."""
+    """Format the rows of ``summarise`` as tables, one for each data set and model."""
     cuts = {run.group: run.cut for run in runs}
     references = _references(runs)
     differences = _differences(runs, references)
@@ -162,8 +162,8 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
 
 
 def terminal(page: Page) -> str:
-    """Write the report as plain text, for about 110 columns; only what leads is put in words."""
-    if page.empty and page.failures:  # tables of nothing would hide what went wrong
+    """Format the report as plain text of about 110 columns; only the main cells get sentences."""
+    if page.empty and page.failures:  # empty tables would hide the failures
         failed = "\n".join(["Failures", *map(_wrap, failure_lines(page.failures))])
         return f"{page.title}\n\n{failed}\n\nNothing was measured, so there are no tables.\n"
     main = page.brief or page.tables
@@ -184,7 +184,7 @@ def terminal(page: Page) -> str:
 
 
 def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
-    """Write the report as a page; ``provenance`` has command, date and machine."""
+    """Format the report as a Markdown page; ``provenance`` has command, date and machine."""
     lines = [f"# {_md(page.title)}", "", "## Answer", ""]
     lines += [f"- {_with_links(_md(line))}" for line in page.answer.splitlines()]
     for figure in page.figures:
@@ -216,17 +216,17 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
 
 
 def has_setups(page: Page) -> bool:
-    """Tell whether the answer of a page names a setup, so that it has to explain them."""
+    """Return whether the answer of a page names a setup, so that the page has to explain them."""
     return STAMP.search(page.answer) is not None
 
 
 def _with_links(line: str) -> str:
-    """Link the stamps of setups in an escaped line to where they are explained."""
+    """Link the codes of setups in an escaped line to their explanation."""
     return STAMP_ESCAPED.sub(r"[\1](#setups)", line)
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
-    """Word each failure once, with the jobs that it ended."""
+    """Return a line for each distinct failure, with the jobs that failed with it."""
     labels: dict[str, list[str]] = {}
     for failure in failures:
         labels.setdefault(failure.message, []).append(failure.label)
@@ -237,7 +237,7 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
 
 
 def latex(page: Page) -> str:
-    """Write one table for each data set and model, narrow enough for an article's page."""
+    """Format the tables of a report as LaTeX, narrow enough for an article's page."""
     head = f"% {tex(' '.join(page.title.split()))}\n{TEX_NEEDS}"
     if not page.tables:
         return f"{head}\n% not run: the study has no rows\n"
@@ -253,12 +253,12 @@ def latex(page: Page) -> str:
 
 
 def method(page: Page) -> str:
-    """Say what the figures of the tables are, for all metrics of the page."""
+    """Explain the numbers in the tables, for all metrics of the page."""
     return METHOD.format(about=". ".join(metric.about for metric in page.metrics))
 
 
 def tests(page: Page) -> str:
-    """Say how verdicts come about, for all metrics of the page."""
+    """Explain how verdicts are decided, for all metrics of the page."""
     baselines = [
         f"{metric.beats_baseline} ({metric.baseline}; {COUNTED if metric.counted else ''}"
         "a seed one standard deviation worse than the mean)"
@@ -291,7 +291,7 @@ def _words(
 
 
 def _columns(metric: Metric, references: Iterable[str | None], *, axis: bool) -> tuple[str, ...]:
-    """Head a table; where its cells have no arm to be shown against, the column stays empty."""
+    """Return the headings of a table, with the metric and the reference arms filled in."""
     reference_names = " or ".join(name for name in references if name is not None)
     heads = {"score": metric.head, "reference": reference_names or "inherited"}
     shown = (column for column in COLUMNS if axis or column != "budget")
@@ -299,7 +299,7 @@ def _columns(metric: Metric, references: Iterable[str | None], *, axis: bool) ->
 
 
 def _references(runs: Sequence[Run]) -> dict[str, str | None]:
-    """Name for each group of arms the one that the others are shown against."""
+    """Return for each cell the arm that its others are compared with."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
@@ -309,7 +309,7 @@ def _references(runs: Sequence[Run]) -> dict[str, str | None]:
 def _differences(
     runs: Sequence[Run], references: Mapping[str, str | None]
 ) -> dict[tuple[str, str], float]:
-    """Average each arm minus the reference over the seeds both have."""
+    """Return the mean of each arm minus its reference, over the seeds that both have."""
     tuned = {(run.group, run.seed): run.score for run in runs if run.arm == references[run.group]}
     pairs: dict[tuple[str, str], list[float]] = {}
     for run in runs:
@@ -320,7 +320,7 @@ def _differences(
 
 
 def _plain(block: TableBlock) -> str:
-    """Align a table's columns; the heading of a section stands above its indented arms."""
+    """Format a table as aligned text, with arms indented below the heading of their cell."""
     columns = block.columns
     body: list[tuple[str, ...]] = [("", *columns[1:-1])]
     for cut, rows in block.sections:
@@ -334,7 +334,7 @@ def _plain_extra(extra: Extra) -> str:
 
 
 def _aligned(title: str, body: Sequence[tuple[str, ...]]) -> str:
-    """Align columns under their head, the first at its left edge."""
+    """Align columns below a title and their headings, the first column on the left."""
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
@@ -344,7 +344,7 @@ def _aligned(title: str, body: Sequence[tuple[str, ...]]) -> str:
 
 
 def _stamps(tables: Sequence[TableBlock]) -> Iterator[str]:
-    """Say once for each arm what its rows were given; the tables' last column, gathered."""
+    """Yield a line for each arm with the entries of its tables' last column (fairness)."""
     stamps: dict[str, dict[str, None]] = {}
     for row in (row for block in tables for _, rows in block.sections for row in rows):
         if row[-1]:
@@ -384,7 +384,7 @@ def _tex_table(block: TableBlock, *, label: str) -> str:
 
 
 def _tex_extra(extra: Extra, *, label: str) -> str:
-    """Write a further table, its names in one column that continues on further lines."""
+    """Format a further table, with its names merged into one column that wraps."""
     shown = slice(extra.names, len(extra.columns) - extra.wide)
 
     def cells(row: Sequence[str]) -> tuple[str, ...]:
