@@ -1,8 +1,8 @@
-"""Rows of a table, made of single runs: one ``Run`` a seed, one row a cell and arm.
+"""Single runs (one ``Run`` per seed) and the rows that summarise them (one per cell and arm).
 
-Nothing here depends on the machine, the date or the order in which trainings ended: the runs come
-in the study's order and the rows keep it, so that ``rows.csv`` is byte for byte the same however
-often a study was interrupted.
+Nothing here depends on the machine, the date or the order in which trainings ended: runs and rows
+are in the study's order, so that ``rows.csv`` is byte for byte the same however often a study was
+interrupted.
 """
 
 import csv
@@ -20,18 +20,18 @@ from regrow.jobs.arms import BudgetKind, Start
 from regrow.report.statistics import mean_and_std
 from regrow.tasks.metric import ACCURACY, Metric
 
-BUDGET = "training_budget"  # a column only where a study has several
+BUDGET = "training_budget"  # a column only if a study has several
 Status = Literal["done", "failed", "missing"]
 Column = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """The end of one training: its mean loss in the last epoch, and the fall per epoch before it.
+    """The end of one training: its mean loss in the last epoch, and how fast the loss still fell.
 
-    ``fall`` is taken over the epochs at the last rate, without the first of them where there are
-    more than two, because a drop of the rate shows there; None for a single one, and where rates
-    are not known.
+    ``fall`` is the mean fall per epoch over the epochs at the last learning rate. If there are more
+    than two, the first is left out, because it shows the drop of the rate. None for a single epoch
+    at that rate, and if rates are unknown.
     """
 
     loss: float
@@ -39,7 +39,7 @@ class Ending:
 
     @classmethod
     def of(cls, history: Sequence[Mapping[str, Any]]) -> "Ending | None":
-        """Read it off a training's history (lines of ``lr`` and ``loss``); None without epochs.
+        """Return the end of a training history (entries of ``lr`` and ``loss``); None if empty.
 
         >>> Ending.of([{"lr": 0.1, "loss": 2.0}, {"lr": 0.1, "loss": 1.5}])
         Ending(loss=1.5, fall=0.5)
@@ -47,7 +47,7 @@ class Ending:
         if not history:
             return None
         if len(history) > 1 and "share" in history[-1]:
-            history = history[:-1]  # of an epoch that was trained in part
+            history = history[:-1]  # without a partial last epoch
         last = history[-1]
         if "lr" not in last:
             return cls(loss=last["loss"])
@@ -63,45 +63,44 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training of a table's row: one arm of one cell with one seed.
+    """One run of a row: one arm of one cell with one seed.
 
-    ``score`` is by ``metric``, as reports show it (an accuracy in percent), and ``error`` its
-    standard error over the test examples, where that is known. ``parameters`` and ``macs`` are
-    those of the network as it ends, ``epochs`` the arm's own, ``training_flops`` and ``samples``
-    those of the whole row with the stages it depends on, ``arm_flops`` those of the arm alone.
-    ``emptied`` counts layers that only the guard kept alive. ``group`` names the cell whose arms
-    are compared with each other; left empty it follows from the other fields. ``method`` is empty
-    for a network that no method touches.
+    ``score`` is the value of ``metric`` as reports show it (an accuracy in percent), and ``error``
+    its standard error over the test examples, if known. ``parameters`` and ``macs`` are of the
+    final network, ``epochs`` and ``arm_flops`` of the arm alone, ``training_flops`` and ``samples``
+    of the arm and all trainings that it depends on. ``emptied`` counts layers that only the guard
+    kept from losing all units. ``group`` names the cell whose arms are compared with each other
+    (default: from the other fields). ``method`` is empty for a network without a method.
 
-    ``start``, ``budget`` (its kind), ``amount``, ``cap`` and ``schedule`` are the arm's value (see
-    ``regrow.jobs.arms``): what is asked of it, how it is drawn and how fair its row is follow from
-    them, never from its name. Fairness needs ``base_epochs`` too (of the parent; 0 for published
-    weights, which were trained elsewhere, at a cost that is not known), ``capped`` (the budget's
-    ``cap``, in multiples of these, was reached) and ``parent_counted`` (the budget pays for the
-    parent's training); or ``stamp`` says it in words. ``subject`` names what the arm was done to,
-    where that is not the row's own network. ``training_budget`` is the parent's epochs where a
-    study has several (``budgets``), None where it has no such axis. ``objective`` is what the arm
-    descends, where it is not the recipe's, and ``teacher_flops`` what the teacher of such a
-    training computes, which ``training_flops`` include. ``treatment`` words what acted while the
-    arm trained, and ``masked_at_end`` is the share of weights that it left masked, where that is
-    not the pruning's sparsity. ``cost_asked`` and ``cost_left`` are shares of the unpruned
-    network's cost, where a study asked for one, and ``cost_machine`` is where it was measured.
-    ``given``: it depends on weights whose training is not counted.
-    ``pace`` is how many examples one's own training function saw for each unit of its budget.
-    ``job`` is the key of the job that measured it: several runs of one job are one measurement.
+    ``start``, ``budget`` (its kind), ``amount``, ``cap`` and ``schedule`` describe the arm (see
+    ``regrow.jobs.arms``): the questions about it, its style in figures and its fairness follow from
+    them, never from its name. Fairness also needs ``base_epochs`` (of the parent; 0 for published
+    weights, which were trained elsewhere at an unknown cost), ``capped`` (the budget's ``cap``, a
+    multiple of ``base_epochs``, was reached) and ``parent_counted`` (the budget includes the
+    parent's training), unless ``stamp`` gives it in words. ``subject`` names the network that the
+    arm trains, if that is not the row's own. ``training_budget`` is the parent's epochs if a study
+    has several (``budgets``), else None. ``objective`` is the arm's own, if it is not the recipe's,
+    and ``teacher_flops`` those of its teacher, which ``training_flops`` include. ``treatment``
+    describes a method's treatment while the arm trained, and ``masked_at_end`` is the share of
+    weights masked at its end, if that is not the pruning's sparsity. ``cost_asked`` and
+    ``cost_left`` are shares of the unpruned network's cost, if a study has a cost target, and
+    ``cost_machine`` is where it was measured. ``given`` is True if the run depends on weights whose
+    training is not counted. ``pace`` is the number of examples that a user's training function
+    trained on for each unit of its budget. ``job`` is the key of the job that measured the run;
+    several runs with one job are one measurement.
 
-    What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
-    (the baseline's score) of the test set, from how the training ended, and from the network that
-    was pruned: ``parent_score`` with ``parent_error``, and ``parent_ending`` unless a method
-    treated it while it trained.
+    Validity (``regrow.report.validity``) is judged by ``num_test`` and ``chance`` (the baseline's
+    score) of the test set, by the ``ending`` of the training, and by the network that was pruned:
+    ``parent_score`` with ``parent_error``, and ``parent_ending`` unless a method treated it while
+    it trained.
 
-    How comparable two rows are (``regrow.report.setups``) follows from ``base`` (the key of the
-    trained network that was pruned), ``recipe`` (the arm's learning rate, in words), the epochs of
-    all that the row depends on (``total_epochs``), and those of them that a method trained between
-    the base and the arm (``pruning_epochs``). ``validation`` is the score on the validation split,
-    where there is one; choices are made by it. ``designed``: neither weights nor data decided what
-    is left, so that the network could have been written down. ``trial_of`` names the arm that this
-    one is a trial of, where that was tuned.
+    Setups (``regrow.report.setups``) follow from ``base`` (the key of the trained network that was
+    pruned), ``recipe`` (the arm's learning rate, in words), ``total_epochs`` (of the arm and all
+    trainings that it depends on) and ``pruning_epochs`` (those that a method trained between the
+    base and the arm). ``validation`` is the score on the validation split, if there is one, by
+    which arms and trials are chosen. ``designed`` is True if neither weights nor data decided what
+    was removed, so that the network could have been designed by hand. ``trial_of`` names the tuned
+    arm that this one is a trial of.
     """
 
     data: str
@@ -183,29 +182,29 @@ class Run:
 
     @property
     def level(self) -> str:
-        """The amount that it was asked for, by which rows of several methods meet."""
+        """The requested amount of pruning, at which methods are compared."""
         return self.target or ("" if self.sparsity is None else f"sparsity {self.sparsity:g}")
 
     @property
     def trained(self) -> bool:
-        """True if its arm trains what pruning left."""
+        """True if its arm trains the pruned network."""
         return not self.unpruned and self.budget != "none"
 
     @property
     def panel(self) -> tuple[str, ...]:
-        """Data set, model and any training budget: what shares an unpruned reference."""
+        """Data set, model and any training budget, which share an unpruned reference."""
         return tuple(filter(None, (self.data, self.model, epochs_in_words(self.training_budget))))
 
     @property
     def cut(self) -> str:
-        """Method and how much it removed, for people: ``l1-filter 0.5``, ``l1-filter VGG-16-A``."""
+        """Method and amount, for display: ``l1-filter 0.5``, ``l1-filter VGG-16-A``."""
         return " ".join(
             part for part in (self.method, self.target or _share(self.sparsity)) if part
         )
 
     @property
     def cut_at(self) -> str:
-        """The same behind the training budget, where there are several."""
+        """The same after the training budget, if there are several."""
         return " / ".join(filter(None, (*self.panel[2:], self.cut)))
 
 
@@ -220,11 +219,11 @@ class Table:
         self._unpruned = {panel: _Unpruned(groups) for panel, groups in self.panels.items()}
 
     def cells(self) -> Iterable[dict[str, list[Run]]]:
-        """Every group of arms that are compared with each other."""
+        """Return every cell: arms that are compared with each other, with their runs."""
         return (arms for groups in self.panels.values() for arms in groups.values())
 
     def unpruned(self, run: Run) -> list[Run]:
-        """Return the unpruned runs a row is measured against: of its group, method or panel."""
+        """Return the unpruned runs that a run is compared with: of its group, method or panel."""
         return self._unpruned[run.panel].of(run)
 
 
@@ -242,15 +241,15 @@ class _Unpruned:
             self._by_method.setdefault(runs[0].method, runs)
 
     def of(self, run: Run) -> list[Run]:
-        """Return the row that a run is measured against; empty without any."""
+        """Return the unpruned runs that a run is compared with; empty if there are none."""
         same_method = self._by_method.get(run.method, self._first)
         return self._by_group.get(run.group, same_method)
 
 
-# Column -> (type, format in CSV). Digits are fixed, so that equal data is equal bytes.
+# Column -> (type, format in CSV). Digits are fixed, so that equal data give equal bytes.
 TEXT, COUNT, FLAG = ("str", ""), ("Int64", "d"), ("bool", "")
 POINTS, SHARE, MEAN = ("float64", ".4f"), ("float64", "g"), ("float64", ".1f")
-LENGTH = ("float64", ".6g")  # of trainings, in epochs: the last may be one in part
+LENGTH = ("float64", ".6g")  # epochs, the last of which may be partial
 LOSS, KEPT, FLOPS = ("float64", ".6f"), ("float64", ".6f"), ("float64", ".6e")
 PLACE_COLUMNS = {
     "data": TEXT,
@@ -312,14 +311,14 @@ RUN_COLUMNS = {
 
 
 def metrics_of(runs: Iterable[Run]) -> tuple[Metric, ...]:
-    """Return the metrics of some runs, each once; accuracy where there is none."""
+    """Return the metrics of some runs, each once; accuracy if there are no runs."""
     return tuple(dict.fromkeys(run.metric for run in runs)) or (ACCURACY,)
 
 
 def run_columns(runs: Iterable[Run]) -> dict[str, Column]:
     """Return ``RUN_COLUMNS`` with the score under its metric's name, if all have the same.
 
-    Else a column ``metric`` says what each score is.
+    Otherwise a column ``metric`` names the metric of each score.
     """
     metrics = metrics_of(runs)
     name = metrics[0].key if len(metrics) == 1 else "score"
@@ -335,30 +334,30 @@ def row_columns(runs: Iterable[Run]) -> dict[str, Column]:
 
 
 def _optional_columns(runs: Iterable[Run]) -> dict[str, Column]:
-    """Return the columns of what any run has: a score on a validation split, a training budget."""
+    """Return the columns that depend on the runs: score on a validation split, training budget."""
     forms = {"validation": POINTS, BUDGET: COUNT}
     return {n: form for n, form in forms.items() if any(getattr(r, n) is not None for r in runs)}
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """Put one run in each row, in the order given."""
+    """Return a frame with one run in each row, in the given order."""
     listed = list(runs)
     rows = [{**vars(run), run.metric.key: run.score, "metric": run.metric.key} for run in listed]
     return to_frame(rows, run_columns(listed))
 
 
 def once(runs: Iterable[Run]) -> list[Run]:
-    """Leave out runs that are another's measurement again, such as of weights that were given."""
+    """Return one run for each measurement: given weights, for instance, are measured only once."""
     return [*{run.job or number: run for number, run in enumerate(runs)}.values()]
 
 
 def summarise(runs: Iterable[Run]) -> pd.DataFrame:
-    """Put one arm of one cell in each row: mean over seeds, std, n, size, cost, fairness.
+    """Return a frame with a row for each cell and arm: mean, std, n, size, cost and fairness.
 
-    ``n_expected`` counts the measurements asked for, each ``once``; only finished ones enter the
-    means. std divides by n - 1 and is empty for n = 1, every figure for n = 0. ``parameters_kept``
-    and ``macs_kept`` are shares of the unpruned network of the same data set and model, empty where
-    the study has none.
+    ``n_expected`` counts the requested measurements (see ``once``); only finished ones enter the
+    means. std divides by n - 1 and is empty for n = 1; for n = 0 all numbers are empty.
+    ``parameters_kept`` and ``macs_kept`` are shares of the unpruned network of the same data set
+    and model, empty if the study has none.
     """
     listed = list(runs)
     table = Table(listed)
@@ -366,11 +365,11 @@ def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     return to_frame(rows, row_columns(listed))
 
 
-GIVEN = "weights trained elsewhere"  # published ones, or of one's own
+GIVEN = "weights trained elsewhere"  # published weights, or the user's
 
 
 def fairness(runs: Sequence[Run]) -> str:
-    """Word what one row was given to train with, from its specs.
+    """Describe the training that one row was given: its budget, objective and treatment.
 
     >>> common = dict(data="digits", model="vgg", sparsity=0.5, arm="a", status="done",
     ...               score=98.0)
@@ -427,7 +426,7 @@ def fairness(runs: Sequence[Run]) -> str:
 
 
 def harmless(text: str, kind: str = "str") -> str:
-    """Mark a text that a spreadsheet would run as a formula, by an apostrophe in front.
+    """Put an apostrophe before a text that a spreadsheet would run as a formula.
 
     >>> harmless("=cmd|' /C calc'!A0"), harmless("-0.5", "float64"), harmless("l1-filter")
     ("'=cmd|' /C calc'!A0", '-0.5', 'l1-filter')
@@ -436,7 +435,7 @@ def harmless(text: str, kind: str = "str") -> str:
 
 
 def frame_to_csv(frame: pd.DataFrame) -> str:
-    """Write a frame of any columns; texts are made harmless."""
+    """Return a frame with any columns as CSV; texts are made ``harmless``."""
     texts = [str(name) for name in frame.select_dtypes(exclude="number").columns]
     written = frame.assign(**{name: frame[name].map(_harmless_cell) for name in texts})
     return str(written.to_csv(index=False, lineterminator="\n"))
@@ -447,7 +446,7 @@ def _harmless_cell(value: Any) -> Any:
 
 
 def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
-    """Write a frame with a fixed number of digits in each column; what is unknown stays empty."""
+    """Return a frame as CSV with fixed digits in each column; unknown values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -501,7 +500,7 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
 
 
 def by_panel(frame: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
-    """Yield the rows of each panel of a frame, with its name as ``Run.panel`` has it."""
+    """Yield each panel of a frame: its name, as in ``Run.panel``, and its rows."""
     names = [name for name in ("data", "model", BUDGET) if name in frame]
     for key, part in frame.groupby(names, sort=False, dropna=False):
         place: list[Any] = list(key)
@@ -515,7 +514,7 @@ def _mean(runs: list[Run], name: str) -> float | None:
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
-    """Build a frame whose types do not depend on what happens to be missing."""
+    """Build a frame whose types do not depend on which values are missing."""
     series = {}
     for name, (kind, _) in columns.items():
         values = [row[name] for row in rows]
@@ -526,12 +525,12 @@ def to_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -
 
 
 def smallest(values: Iterable[int | None]) -> int | None:
-    """Return the smallest of the values that are known, or None."""
+    """Return the smallest of the known values; None if all are unknown."""
     return min((value for value in values if value is not None), default=None)
 
 
 def largest(values: Iterable[float | None]) -> float | None:
-    """Return the largest of the values that are known, or None."""
+    """Return the largest of the known values; None if all are unknown."""
     return max((value for value in values if value is not None), default=None)
 
 

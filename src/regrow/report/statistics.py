@@ -1,10 +1,10 @@
 """Compare two arms without claiming more than the seeds show.
 
-Arms that share a seed share data order and augmentation, so seeds pair them: ``paired`` is the test
-of choice. ``welch`` serves printed figures with only mean, standard deviation and n. Both
-give a ``Comparison``, and ``equivalence`` asks of either whether the difference is smaller than a
-margin, because "not significant" is never evidence of equality. Accuracies and differences are in
-points (percent) throughout.
+Arms that share a seed share data order and augmentation, so they are paired by seed: ``paired`` is
+the default test. ``welch`` is for published numbers, of which only mean, standard deviation and n
+are known. Both return a ``Comparison``, and ``equivalence`` tests whether its difference is smaller
+than a margin, because "not significant" is never evidence of equality. Accuracies and differences
+are in points (percent) throughout.
 """
 
 import math
@@ -16,13 +16,13 @@ from scipy.special import bdtrc, betaincinv, ndtri, stdtr, stdtrit
 
 from regrow.errors import ConfigError
 
-# Below this share of the values' size a spread is rounding of floats, not variation of seeds.
+# A smaller spread, relative to the values, is floating-point rounding and no variation of seeds.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Summary figures of one cell; ``std`` divides by n - 1 and is None for a single run."""
+    """Summary statistics of one cell; ``std`` divides by n - 1 and is None for a single run."""
 
     mean: float
     std: float | None
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """First arm minus second arm, and how sure that is.
+    """First arm minus second arm, with its uncertainty.
 
     ``n`` counts pairs (for Welch: the smaller group). ``p`` is two-sided; it is None where no test
     is possible, and ``note`` then says why. ``std`` is that of the paired differences.
@@ -69,7 +69,7 @@ class Equivalence:
 class Superiority:
     """The probability that one side beats the other on a new seed, with its interval.
 
-    ``wins`` are of ``n`` pairs; a tie counts as half a win.
+    ``wins`` is the number of wins in ``n`` pairs; a tie counts as half a win.
     """
 
     value: float
@@ -92,7 +92,7 @@ class Signs:
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """Random-effects mean of several differences; ``tau`` is their std beyond chance."""
+    """Random-effects mean of several differences; ``tau`` is the std of the true differences."""
 
     num: int
     num_left_out: int
@@ -121,10 +121,10 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def means_of_others(values: Sequence[float]) -> list[float | None]:
-    """Return for each value the mean of all others, as ``mean_and_std`` has it; None of none.
+    """Return for each value the mean of all others, as ``mean_and_std`` does; None for one value.
 
-    Sums are kept as fractions, which take away exactly what was added: thousands of means in one
-    pass, to the last bit those of thousands.
+    Sums are exact fractions, from which values can be subtracted exactly: all means take one pass,
+    and are bit-identical to means that are computed one by one.
 
     >>> means_of_others([1.0, 2.0, 6.0])
     [4.0, 3.5, 1.5]
@@ -150,8 +150,8 @@ def paired(
     """Compare two arms over the seeds both have, value by value (paired t test).
 
     t = mean(d) / (std(d) / sqrt(n)) with n - 1 degrees of freedom, d = first - second. One pair
-    gives a difference and no test. Where all differences are equal t is not defined; an exact sign
-    test takes its place (all n of one sign: p = 2^(1 - n)) and there is no interval.
+    gives a difference and no test. If all differences are equal, t is not defined: an exact sign
+    test takes its place (all n of one sign: p = 2^(1 - n)), and there is no interval.
 
     >>> result = paired([95.0, 96.0, 97.0], [94.0, 95.5, 95.5])
     >>> result.difference, result.n, round(result.p, 4)
@@ -159,8 +159,8 @@ def paired(
     """
     if len(first) != len(second):
         raise ConfigError(
-            f"A paired comparison needs as many values in both arms. Got {len(first)} and "
-            f"{len(second)}. Give the seeds that both have."
+            f"A paired comparison needs the same number of values in both arms. Got {len(first)} "
+            f"and {len(second)}. Give only the seeds that both have."
         )
     differences = [a - b for a, b in zip(first, second, strict=True)]
     difference, std = mean_and_std(differences)
@@ -215,16 +215,16 @@ def equivalence(comparison: Comparison, *, margin: float = 0.3, alpha: float = 0
     if error == 0.0:
         p = 2.0**-comparison.n if abs(d) < margin else 1.0
         return Equivalence(margin=margin, alpha=alpha, p=p, low=None, high=None)
-    above = float(stdtr(df, -(d + margin) / error))  # chance of this if the truth were -margin
-    below = float(stdtr(df, (d - margin) / error))  # and if it were +margin
+    above = float(stdtr(df, -(d + margin) / error))  # p-value for d > -margin
+    below = float(stdtr(df, (d - margin) / error))  # p-value for d < margin
     half = float(stdtrit(df, 1 - alpha)) * error
     return Equivalence(margin=margin, alpha=alpha, p=max(above, below), low=d - half, high=d + half)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Correct p-values for being several (step-down); None (no test) stays None and counts not.
+    """Correct p-values for multiple testing (Holm); None (no test) stays None and is not counted.
 
-    The k-th smallest of m is multiplied by m - k + 1, then made monotone and cut at 1.
+    The k-th smallest of m is multiplied by m - k + 1, then made monotone and limited to 1.
 
     >>> holm([0.01, None, 0.04, 0.03])
     [0.03, None, 0.06, 0.06]
@@ -244,11 +244,11 @@ def in_sequence(chains: Sequence[Sequence[float | None]]) -> list[list[float | N
     """Correct p-values of hypotheses that are tested in a fixed order, in one or several chains.
 
     A chain is tested from its first hypothesis on, and ends at the first that is not rejected;
-    thanks to the order fixed beforehand, being several costs it nothing (Maurer et al., 1995).
-    Chains share the level equally, and one that is rejected to its end leaves its share to the
-    others (Bretz et al., 2009), so chains of one hypothesis are Holm's procedure. The probability
-    of any false rejection is at most the level, however the tests depend on each other. None (no
-    test) ends a chain; one that begins so counts not.
+    because the order is fixed beforehand, its length needs no correction (Maurer et al., 1995).
+    Chains share the level equally, and a chain whose hypotheses are all rejected passes its share
+    on to the others (Bretz et al., 2009), so chains of one hypothesis are Holm's procedure. The
+    probability of any false rejection is at most the level, however the tests depend on each other.
+    None (no test) ends a chain; a chain that begins with None is not counted.
 
     >>> in_sequence([[0.01, 0.04, 0.2, 0.001]]), in_sequence([[0.01], [0.03]])
     ([[0.01, 0.04, 0.2, 0.2]], [[0.02], [0.03]])
@@ -288,11 +288,11 @@ def sign_test(differences: Sequence[float]) -> Signs:
 
 
 def superiority(gains: Sequence[float], *, confidence: float = 0.95) -> Superiority | None:
-    """Estimate P(first > second) from paired differences (positive: first is better); None of none.
+    """Estimate P(first > second) from paired differences (positive: first is better); None if none.
 
-    The share of pairs that the first wins, as Bouthillier et al. recommend. In place of their
-    percentile bootstrap, which knows no uncertainty where all of a few pairs agree, the interval is
-    the exact binomial one (Clopper and Pearson, 1934): never too short, whatever the number.
+    The share of pairs that the first wins, as Bouthillier et al. recommend. Their percentile
+    bootstrap has no width if all of a few pairs agree, so the interval is the exact binomial one
+    (Clopper and Pearson, 1934), which is never too short, whatever the number of pairs.
 
     >>> won = superiority([0.3, 0.1, 0.4])
     >>> won.value, round(won.low, 3), won.high
@@ -312,7 +312,7 @@ def superiority(gains: Sequence[float], *, confidence: float = 0.95) -> Superior
 
 
 def at_least(successes: int, *, of: int, chance: float) -> float:
-    """Return the probability of so many successes or more in independent trials (exact binomial).
+    """Return the probability of at least so many successes in ``of`` trials (exact binomial).
 
     >>> at_least(3, of=3, chance=0.5)
     0.125
@@ -325,8 +325,9 @@ def pooled(comparisons: Sequence[Comparison], *, confidence: float = 0.95) -> Po
 
     Weights 1 / (error^2 + tau^2), tau^2 by DerSimonian and Laird (1986), interval and p-value by
     Hartung and Knapp (2001) with k - 1 degrees of freedom. Rows without a standard error, or with
-    an error of 0, cannot be weighted and are left out and counted; below two rows the result is
-    None. Rows that share a parent are taken as independent, which makes the interval too short.
+    an error of 0, cannot be weighted: they are left out, and counted in ``num_left_out``. None for
+    fewer than two rows. Rows that share a parent are treated as independent, which makes the
+    interval too short.
     """
     rows = [(c.difference, c.error) for c in comparisons if c.error]
     k = len(rows)
@@ -362,12 +363,12 @@ def pooled(comparisons: Sequence[Comparison], *, confidence: float = 0.95) -> Po
 def seeds_to_settle(
     difference: float, std: float, *, margin: float, alpha: float = 0.05, power: float = 0.8
 ) -> int:
-    """Estimate how many pairs would likely decide, taking the observed figures as the truth.
+    """Estimate how many pairs would likely decide, taking the observed values as the true ones.
 
-    The smaller of two numbers: pairs to find the difference, ((z(1 - alpha/2) + z(power)) std /
+    The smaller of two numbers: pairs to detect the difference, ((z(1 - alpha/2) + z(power)) std /
     d)^2, and, for a difference below the margin, pairs to show equivalence, ((z(1 - alpha) +
     z(1 - (1 - power)/2)) std / (margin - |d|))^2. Normal approximation, with Guenther's (1981)
-    z^2 / 2 for the t distribution. A std of 0 asks for as many pairs as the sign test needs.
+    correction z^2 / 2 for the t distribution. With a std of 0, the pairs that a sign test needs.
 
     >>> seeds_to_settle(0.2, 0.2, margin=0.3)
     10

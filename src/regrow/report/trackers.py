@@ -1,7 +1,7 @@
-"""TensorBoard, MLflow and Trackio, by their own libraries, in a local folder unless told otherwise.
+"""TensorBoard, MLflow and Trackio, through their own libraries; by default in a local folder.
 
 tensorboard:runs          event files below the folder `runs`
-mlflow, mlflow:FOLDER     a SQLite file in a folder (`regrow-mlflow`); or any URI of MLflow's
+mlflow, mlflow:FOLDER     a SQLite file in a folder (`regrow-mlflow`); or any URI that MLflow takes
 trackio, trackio:FOLDER   SQLite files in a folder (Trackio's own unless named)
 """
 
@@ -21,15 +21,19 @@ from regrow.errors import ConfigError, RegrowError, short, unknown
 from regrow.report.tracking import Conclusion, TrackedRun, Tracker
 from regrow.studies.study import Study
 
-MARK = "regrow.json"  # in the folder of a run that is written completely
-EVENTS = "brain.Event:2"  # the format of event files
-MOST_POINTS = 900  # that MLflow takes at once: 1,000 of all kinds
-MOST_TEXT = 5000  # characters of a tag or a parameter of MLflow's
+MARK = "regrow.json"  # in the folder of a completely written run
+EVENTS = "brain.Event:2"  # the format version of event files
+MOST_POINTS = 900  # in one request; MLflow's limit is 1,000 of all kinds
+MOST_TEXT = 5000  # characters of an MLflow tag or parameter
 SLUG = 80  # characters of a folder's name
 
 
 def open_trackers(texts: Iterable[str], study: Study) -> list[Tracker]:
-    """Open the tools that texts name; a ``ConfigError`` says what is missing for one."""
+    """Open the trackers that texts such as ``mlflow:FOLDER`` name.
+
+    Raises:
+        ConfigError: a tracker is unknown, or its package or location is missing.
+    """
     trackers = []
     for text in texts:
         name, _, place = text.partition(":")
@@ -43,7 +47,7 @@ def open_trackers(texts: Iterable[str], study: Study) -> list[Tracker]:
 
 @contextmanager
 def _needing(name: str) -> Iterator[None]:
-    """Turn a missing package into one sentence, and a tool's own failures into another."""
+    """Turn a missing package, and any failure of a tracker, into a ``ConfigError``."""
     try:
         yield
     except ImportError as error:
@@ -59,8 +63,8 @@ def _needing(name: str) -> Iterator[None]:
 class TensorBoard:
     """Event files of TensorBoard: a folder for each run, below one for the study.
 
-    PyTorch's ``SummaryWriter`` writes on a thread, whose failures are lost: a run would count as
-    complete without its events. Here they are packed in memory, and written as one file.
+    PyTorch's ``SummaryWriter`` writes in a thread, whose errors are lost: a run would count as
+    complete without its events. Here events are serialised in memory and written as one file.
     """
 
     def __init__(self, study: str, place: str) -> None:
@@ -77,7 +81,7 @@ class TensorBoard:
         self.place = f"{self._root} (tensorboard --logdir {place})"
 
     def known(self) -> set[str]:
-        """Return the runs whose folders are complete."""
+        """Return the identifiers of runs whose folders are complete."""
         return {str(_read(mark).get("id")) for mark in self._root.glob(f"*/{MARK}")}
 
     def add(self, run: TrackedRun) -> None:
@@ -104,8 +108,8 @@ class TensorBoard:
             self._write(self._root / "answer", [(answer, 0)])
 
     def _write(self, folder: Path, events: Iterable[tuple[Any, int]]) -> None:
-        """Write events, each a summary with its step, into a folder without any."""
-        if folder.exists():  # of a try that was killed, or of an earlier answer: ours by its name
+        """Write events, each a summary with its step, into a fresh folder."""
+        if folder.exists():  # from a killed attempt or an earlier answer: ours by its name
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         now = time.time()
@@ -119,7 +123,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """An experiment of MLflow with a run for each of ours."""
+    """An MLflow experiment for a study, with an MLflow run for each of its runs."""
 
     def __init__(self, study: str, place: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -137,12 +141,12 @@ class MLflow:
         self.place = f"{uri} (mlflow ui --backend-store-uri {uri})"
 
     def known(self) -> set[str]:
-        """Return the runs that are marked as complete."""
+        """Return the identifiers of runs that are marked as complete."""
         with _needing("mlflow"):
             return {run.data.tags["regrow.id"] for run in self._runs("regrow.complete", "yes")}
 
     def add(self, run: TrackedRun) -> None:
-        """Write one run: parameters, values of epochs, results, and the way to its record."""
+        """Write one run: parameters, values of epochs, results, and the path of its record."""
         with _needing("mlflow"):
             for left in self._runs("regrow.id", run.id):
                 self._client.delete_run(left.info.run_id)
@@ -193,10 +197,10 @@ class MLflow:
 
 
 class Trackio:
-    """A project of Trackio with a run for each of ours."""
+    """A Trackio project for a study, with a Trackio run for each of its runs."""
 
     def __init__(self, study: str, place: str) -> None:
-        if place:  # is read when the package is imported, and never after
+        if place:  # read only when the package is imported
             os.environ["TRACKIO_DIR"] = str(Path(place).absolute())
         with _needing("trackio"), redirect_stdout(StringIO()):
             import trackio
@@ -214,7 +218,7 @@ class Trackio:
         self.place = f"{self._folder} (TRACKIO_DIR={self._folder} {show})"
 
     def known(self) -> set[str]:
-        """Return the runs that were finished, as far as the project still has them."""
+        """Return the identifiers of completely written runs that the project still has."""
         done = _read(self._marks)
         if not done:
             return set()
@@ -239,14 +243,14 @@ class Trackio:
         fresh.replace(self._marks)
 
     def conclude(self, conclusion: Conclusion) -> None:
-        """Write the answer and the verdicts as the settings of a run of that name."""
+        """Write the answer and the verdicts as the settings of a run named ``answer``."""
         verdicts = {f"verdict {i}": text for i, text in enumerate(conclusion.verdicts, start=1)}
         self._write("answer", config={"answer": conclusion.answer, **verdicts}, points={0: {}})
 
     def _runs(self) -> list[Any]:
         try:
             return [*self._trackio.Api().runs(self._project)]
-        except ValueError:  # of a project that nothing was written to
+        except ValueError:  # nothing was written to the project yet
             return []
 
     def _write(
@@ -277,7 +281,7 @@ KNOWN: dict[str, Callable[[str, str], Tracker]] = {
 
 
 def _read(mark: Path) -> dict[str, Any]:
-    """Read what marks runs as complete; what cannot be read marks none, and they are added anew."""
+    """Read a file that marks runs as complete; if unreadable, none is, and all are rewritten."""
     try:
         return parsed(read_file(mark))
     except (OSError, ValueError):
@@ -290,7 +294,7 @@ def _sqlite(folder: Path) -> str:
 
 
 def _slug(text: str) -> str:
-    """Write a name as one that any file system takes.
+    """Turn a name into one that is valid on any file system.
 
     >>> _slug("digits / l1-filter 0.5 / <b>"), _slug("...")
     ('digits-l1-filter-0.5-b', 'study')

@@ -1,8 +1,8 @@
-"""Results for experiment trackers: each finished run of a study, sent once from its records.
+"""Results for experiment trackers: each finished run of a study, exported once from its record.
 
-Records hold the values of every epoch, so nothing is logged while a network trains: a run that was
-killed and resumed gives each point once, and a study that ended long ago can be written too. While
-a study runs, ``export`` is called again and again, and adds what has been done since.
+Records have the values of every epoch, so nothing is logged while a network trains: a run that was
+killed and resumed has each point once, and a study that ended long ago can be exported too. While a
+study runs, ``export`` is called repeatedly, and adds the runs that have finished since.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """One finished run: its settings, the values of each epoch, what came out, and its record."""
+    """One finished run: its settings, the values of each epoch, its results, and its record."""
 
     name: str
     key: str
@@ -37,7 +37,7 @@ class TrackedRun:
 
     @property
     def id(self) -> str:
-        """Its identity in a tool: of its place in the study, and of its record."""
+        """Its identifier in a tracker, from its name in the study and the key of its record."""
         return sha256(f"{self.name}\n{self.key}".encode()).hexdigest()[:16]
 
 
@@ -51,28 +51,28 @@ class Conclusion:
 
     @property
     def text(self) -> str:
-        """All of it, as Markdown."""
+        """The whole conclusion as Markdown."""
         lines = [f"# {self.title}", "", *(f"- {line}" for line in self.answer.splitlines())]
         return "\n".join([*lines, "", *(f"- {verdict}" for verdict in self.verdicts)])
 
 
 class Tracker(Protocol):
-    """A tool that watches experiments, and the place where it keeps those of one study."""
+    """An experiment tracker, opened at the location of one study's runs."""
 
-    place: str  # for people
+    place: str  # the location, for display
 
     def known(self) -> set[str]:
-        """Return the identities of the runs that it has completely."""
+        """Return the identifiers of the runs that were written completely."""
 
     def add(self, run: TrackedRun) -> None:
-        """Write one run; what is left of an earlier try is removed."""
+        """Write one run, and remove what an interrupted attempt left of it."""
 
     def conclude(self, conclusion: Conclusion) -> None:
-        """Write what the study says, in the place of what it said before."""
+        """Write the conclusion of the study, in place of the previous one."""
 
 
 def export(study: Study, store: Store, trackers: Sequence[Tracker]) -> dict[str, int]:
-    """Write every finished run that a tool does not have; returns how many, by its place."""
+    """Write to each tracker the finished runs that it lacks; return their number by location."""
     results = results_of(study, store)
     runs = tracked(results, store)
     written = {}
@@ -90,7 +90,7 @@ def export(study: Study, store: Store, trackers: Sequence[Tracker]) -> dict[str,
 
 
 def tracked(results: Results, store: Store) -> list[TrackedRun]:
-    """Return the finished runs of a study with all that tools are given of them."""
+    """Return the finished runs of a study as trackers receive them."""
     reader = results.reader
     each, _ = costs(results.cells, reader)
     found = []

@@ -1,8 +1,8 @@
-"""Tuned arms: the trial that is best on validation stands for all of them.
+"""Tuned arms: the trial that is best on validation represents all trials.
 
-Every trial keeps its row in the tables. Verdicts and comparisons of methods see one row in the
-place of its trials (``folded``): the one whose mean score on the validation split is best, with
-the cost of all. So the test set takes no part in the choice.
+Every trial keeps its row in the tables. Verdicts and comparisons of methods use one row in place of
+the trials (``folded``): the one with the best mean score on the validation split, with the cost of
+all trials. The test set takes no part in the choice.
 """
 
 import math
@@ -28,10 +28,10 @@ COLUMNS = {
 
 
 def folded(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs with one row in the place of the trials of a tuned arm.
+    """Return the runs with the trials of each tuned arm replaced by the chosen trial.
 
-    Trials without a score on validation are left as they are: nothing can choose among them. Those
-    of which a seed has not run take no part, unless none is complete.
+    Trials with an unfinished seed are not candidates, unless none is complete. If a candidate has
+    no validation score, all trials are left as they are, because none can be chosen.
     """
     listed_runs = list(runs)
     families = _families(listed_runs)
@@ -68,7 +68,7 @@ def expected_validation(scores: Sequence[float]) -> list[float]:
 
 
 def tuning_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
-    """Return a line for each tuned arm of each cell and number of trials."""
+    """Return a row for each tuned arm of each cell and each number of trials."""
     rows: list[dict[str, object]] = []
     for (_, arm), trials in _families(list(runs)).items():
         best = _chosen(trials)
@@ -94,12 +94,12 @@ def tuning_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
 
 
 def tuning_csv(rows: Sequence[dict[str, object]]) -> str:
-    """Write the lines of ``tuning_rows`` as CSV."""
+    """Return the rows of ``tuning_rows`` as CSV."""
     return to_csv(to_frame(rows, COLUMNS), COLUMNS)
 
 
 def tuning_words(rows: Sequence[dict[str, object]]) -> tuple[tuple[str, ...], ...]:
-    """Word a line for each tuned arm, with what fewer trials would have been expected to reach."""
+    """Format a row for each tuned arm, with the expected best score of fewer trials."""
     words: dict[tuple[str, str], tuple[str, ...]] = {}
     curves: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -117,7 +117,7 @@ def tuning_words(rows: Sequence[dict[str, object]]) -> tuple[tuple[str, ...], ..
 
 
 def unequal_trials(runs: Sequence[Run]) -> list[str]:
-    """Say where arms that are compared had unequal numbers of trials; none where nothing tuned."""
+    """Say if compared arms had unequal numbers of trials; nothing if no arm was tuned."""
     families = _families(list(runs))
     numbers = {arm: len(trials) for (_, arm), trials in families.items()}
     alone = {run.arm for run in runs if run.trained and not run.trial_of}
@@ -139,7 +139,7 @@ def _families(runs: Sequence[Run]) -> dict[Family, dict[str, list[Run]]]:
 
 
 def _chosen(trials: dict[str, list[Run]]) -> list[Run] | None:
-    """Return the runs of the best trial by its mean validation score; None if nothing chooses."""
+    """Return the runs of the trial with the best mean validation score, if it can be chosen."""
     complete = [runs for runs in trials.values() if all(run.done for run in runs)]
     candidates = complete or [runs for runs in trials.values() if any(run.done for run in runs)]
     scores = [(_validation(runs), runs) for runs in candidates]
@@ -155,14 +155,14 @@ def _validation(runs: Sequence[Run]) -> float | None:
 
 
 def _flops(trials: dict[str, list[Run]]) -> float | None:
-    """Return what all trials and what they depend on cost, averaged over seeds."""
+    """Return the training FLOPs of all trials and their dependencies, averaged over seeds."""
     costs = [run.training_flops for run in _standing_for(next(iter(trials.values())), trials)]
     known = [cost for cost in costs if cost is not None]
     return mean_and_std(known)[0] if known else None
 
 
 def _standing_for(best: Sequence[Run], trials: dict[str, list[Run]]) -> list[Run]:
-    """Return the chosen runs under the name of the arm that was tuned, at the cost of all."""
+    """Return the chosen runs under the name of the tuned arm, with the cost of all trials."""
     result = []
     for run in best:
         others = [one for runs in trials.values() for one in runs if one.seed == run.seed]

@@ -1,43 +1,45 @@
-"""Rules for which comparisons allow no conclusion, by what the networks scored.
+"""Rules by which comparisons allow no conclusion, or only a qualified one.
 
     reasons = judge(first, second, parent=parent, cut=[first, second], margin=0.3)
     if excluded(reasons): ...
 
-An arm is known by its ``Evidence``: metric, mean, spread and number of seeds, and as far as they
-are known the size of the test set, its chance level (what the metric's baseline scores) and how the
-training ended. A row of a table serves as well as single runs. What is not known is never guessed:
-the rule then says so, or stays silent.
+An arm is described by its ``Evidence``: metric, mean, spread and number of seeds, and as far as
+known, the size of the test set, its chance level (the score of the metric's baseline) and how the
+training ended. It can be made from a row of a table as well as from single runs. Unknown values are
+never guessed: a rule then says so, or does not apply.
 
-Three rules leave a comparison out of every conclusion and of averages over cells (``excludes``):
-two that are judged here, and between methods an unequal cost (``regrow.report.contests``):
+Three kinds of rules leave a comparison out of all conclusions and averages over cells
+(``excludes``): two that are judged here, and an unequal cost of methods
+(``regrow.report.contests``):
 
 - *Chance.* An arm is above chance if its answers, counted over all seeds, are right more often than
-  those of a network that always names the most frequent class (exact binomial test, one-sided, at
-  ``GUESSING``), and if a seed one standard deviation below the mean is above chance too: seeds that
-  guess differ by more than a binomial count, and one good seed among many is not a good arm. Where
-  the metric is no count of test examples (mAP, R2, bits per byte), the second half alone is
-  asked, of the metric's baseline. A comparison is left out if its
-  parent, the unpruned network, is not above chance, or if neither of its arms is.
+  those of a network that always predicts the most frequent class (exact binomial test, one-sided,
+  at ``GUESSING``), and if a seed one standard deviation below the mean is above chance too: seeds
+  that guess vary more than a binomial count, and one good seed among many does not make a good arm.
+  If the metric is not a count of test examples (mAP, R2, bits per byte), only the second condition
+  is checked, with the metric's baseline. A comparison is left out if its parent, the unpruned
+  network, is not above chance, or if neither of its arms is.
 - *Convergence.* A parent had not converged if a network pruned from it ends with a lower training
-  loss and with a test score that is better by more than the margin and ``SURE`` standard errors of
+  loss and with a test score that is better by more than the margin plus ``SURE`` standard errors of
   the test set. The parent contains the smaller network, so at its own minimum its loss would be no
-  higher; a network that merely generalises better does not count. Nor had it converged if its
-  training loss still fell, at its last learning rate, by more than 1 % of itself an epoch, and by
-  so much that one more epoch could be worth more than the margin (``Metric.per_loss``): a wrong
-  answer costs at least ln 2 of cross-entropy, so a fall of d is worth up to d / ln 2 of them.
+  higher; a network that merely generalises better does not count. A parent had not converged either
+  if its training loss at the last learning rate still fell by more than 1 % per epoch, and by so
+  much that one more epoch could be worth more than the margin (``Metric.per_loss``): a wrong answer
+  costs a cross-entropy of at least ln 2, so a fall of d is worth up to d / ln 2 answers.
 
-In a study with several budgets convergence is measured instead (``regrow.report.budget_gains``): by
-what the unpruned network gains from its budget to the next larger one, or of the largest from the
-one before. It then only qualifies, because the budget is part of what is asked.
+In a study with several budgets, convergence is measured instead (``regrow.report.budget_gains``),
+by the unpruned network's gain from its budget to the next larger one, or for the largest budget,
+from the one before. This rule only qualifies a conclusion, because the budget is part of the
+question.
 
-Others only qualify what is said: one arm of the two not above chance; arms that saw other numbers
-of examples for each unit of their budgets, where a function of one's own trains them; an arm of
-equal FLOPs of which rounding left a clear part unspent; one test
-example more than the margin, so that only equal counts show equivalence; a test set whose own
-sampling error is more than the margin; a chance level that is not known; a parent whose convergence
-is not known, because no two epochs are known to have had its last learning rate, or because its
-loss still fell by more than 1 % an epoch where nobody knows what that is worth: the metric is no
-count, or the loss is that of a function of one's own.
+The other rules only qualify a conclusion: one of the two arms is not above chance; arms that a
+user's function trains saw different numbers of examples for each unit of their budgets; rounding
+left a clear part of an arm's equal FLOPs unused; one test example changes the score by more than
+the margin, so that only equal counts show equivalence; the sampling error of the test set exceeds
+the margin; the chance level is unknown; the convergence of the parent is unknown, because its loss
+is not known for two epochs at its last learning rate, or because it still fell by more than 1 % per
+epoch and the worth of that is unknown (the metric is not a count, or the loss is that of a user's
+function).
 """
 
 import math
@@ -51,11 +53,11 @@ from regrow.report.statistics import at_least, mean_and_std
 from regrow.report.words import score, short
 from regrow.tasks.metric import ACCURACY, Metric
 
-GUESSING = 0.01  # of the arms that only guess, this share passes for above chance
+GUESSING = 0.01  # share of the arms that only guess and still pass as above chance
 SURE = 2.0  # standard errors
-CLEAR_FALL = 0.01  # of the loss, in an epoch
-CLEARLY_LESS = 0.05  # of a budget of equal FLOPs, which rounding leaves unspent
-ALIKE = 0.05  # of the examples seen for each unit of a budget: a last batch that is dropped
+CLEAR_FALL = 0.01  # of the loss, per epoch
+CLEARLY_LESS = 0.05  # share of a budget of equal FLOPs that rounding may leave unused
+ALIKE = 0.05  # tolerance for examples per unit of budget, as a last batch may be dropped
 
 Rule = Literal[
     "unequal cost",
@@ -72,7 +74,7 @@ Rule = Literal[
     "convergence unknown",
     "gain unknown",
 ]
-# Rule -> what is so, in words that fit one cell and several; in the order of their weight.
+# Rule -> its finding, worded to fit one cell or several; the weightiest first.
 _RULE_TEXTS: Mapping[Rule, str] = {
     "unequal cost": "the methods' networks do not cost the same",
     "parent at chance": "the unpruned network is not {beats_baseline}",
@@ -98,10 +100,10 @@ EXCLUDING: tuple[Rule, ...] = (
 class Evidence:
     """Facts about one arm over its seeds: its score by a metric, as reports show it.
 
-    ``chance`` is what the metric's baseline scores, ``num_test`` counts test examples (None for
-    mAP, which is no count), ``error`` is the standard error over them where the metric is no count;
-    ``loss`` and ``fall`` average the seeds' ``Ending``; ``pace`` counts the examples seen for each
-    unit of the budget. None: not known.
+    ``chance`` is the score of the metric's baseline, ``num_test`` the number of test examples (None
+    for mAP, which is not a count), ``error`` the standard error over them if the metric is not a
+    count; ``loss`` and ``fall`` are means of the seeds' ``Ending``; ``pace`` is the number of
+    examples per unit of budget. None: unknown.
     """
 
     mean: float
@@ -127,7 +129,7 @@ class Evidence:
         endings: Iterable[Ending | None] = (),
         paces: Iterable[float | None] = (),
     ) -> "Evidence | None":
-        """Gather what single runs show; None without any."""
+        """Summarise single runs; None without any."""
         if not scores:
             return None
         mean, std = mean_and_std(scores)
@@ -150,7 +152,7 @@ class Evidence:
 
     @property
     def above_chance(self) -> bool | None:
-        """True if the arm is above chance by this module's rule; None if that is not known.
+        """True if the arm is above chance by this module's rule; None if that is unknown.
 
         >>> Evidence(mean=10.0, std=0.0, n=5, num_test=10_000, chance=10.0).above_chance
         False
@@ -167,7 +169,7 @@ class Evidence:
 
     @property
     def sampling_error(self) -> float | None:
-        """Standard error of the score as that of other examples too."""
+        """The standard error of the score due to the sample of test examples; None if unknown."""
         if not self.metric.counted:
             return self.error
         if self.num_test is None:
@@ -177,7 +179,7 @@ class Evidence:
 
 
 def evidence(runs: Sequence[Run]) -> Evidence | None:
-    """Return what the runs of one arm show, for the rules of validity; None before any is done."""
+    """Return the evidence of the runs of one arm; None before any is done."""
     done = [run for run in runs if run.done]
     return Evidence.of(
         [run.score for run in done if run.score is not None],
@@ -191,7 +193,7 @@ def evidence(runs: Sequence[Run]) -> Evidence | None:
 
 
 def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
-    """Return what is known of the network that the arms of one cell were pruned from."""
+    """Return the evidence of the network that the arms of one cell were pruned from, if known."""
     known = {run.seed: run for run in runs if run.parent_score is not None}
     return Evidence.of(
         [run.parent_score for run in known.values() if run.parent_score is not None],
@@ -205,7 +207,7 @@ def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """A rule that a comparison meets, and the figures by which it does."""
+    """A rule that a comparison meets, with the figures that show it."""
 
     rule: Rule
     figures: str
@@ -213,17 +215,17 @@ class Reason:
 
     @property
     def excludes(self) -> bool:
-        """True if the comparison takes no part in any conclusion."""
+        """True if the rule leaves the comparison out of all conclusions."""
         return self.rule in EXCLUDING
 
     @property
     def text(self) -> str:
-        """The reason for people."""
+        """The reason in words."""
         return f"{rule_text(self.rule, self.metric)} ({self.figures})"
 
 
 def rule_text(rule: Rule, metric: Metric = ACCURACY) -> str:
-    """Word what a rule finds, for networks that are scored by a metric."""
+    """Return the finding of a rule in words, for networks that are scored by a metric."""
     return _RULE_TEXTS[rule].format_map(vars(metric))
 
 
@@ -237,12 +239,12 @@ def judge(
     cut: Iterable[Evidence] = (),
     gain: Gain | None = None,
 ) -> tuple[Reason, ...]:
-    """Return why ``first`` against ``second`` allows no conclusion, or less than it seems.
+    """Return why ``first`` against ``second`` allows no conclusion, or only a qualified one.
 
-    ``parent`` is the network that was pruned; ``plain`` the one trained without a method's
-    treatment, whose convergence is judged (the parent, unless given); ``cut`` are the arms that
-    train what was left of it. ``gain`` is the parent's from a longer training, which is better
-    evidence of its convergence than its loss. Those that exclude come first.
+    ``parent`` is the network that was pruned; ``plain`` is the one trained without a method's
+    treatment, whose convergence is judged (default: the parent); ``cut`` are the arms that train
+    networks pruned from it. ``gain`` is the parent's gain from a longer training, which is better
+    evidence of its convergence than its loss. Reasons that exclude come first.
     """
     reasons = [
         *_chance(first, second, (parent, plain)),
@@ -257,9 +259,9 @@ def judge(
 
 
 def spent(run: Run, unpruned: Run | None) -> float | None:
-    """Return the share of the unpruned network's MACs that an arm of equal FLOPs trains for.
+    """Return the training MACs of an equal-FLOPs arm over those of the unpruned network.
 
-    Whole epochs may leave a part; None for other arms, capped ones and unknown costs.
+    Rounding may leave a part unused. None for other arms, capped ones and unknown costs.
     """
     if run.budget != "equal-flops" or not run.done or run.capped:
         return None
@@ -269,7 +271,7 @@ def spent(run: Run, unpruned: Run | None) -> float | None:
 
 
 def unspent(sides: Iterable[Sequence[Run]], unpruned: Sequence[Run]) -> Iterable[Reason]:
-    """Judge whether arms of equal FLOPs train for them."""
+    """Yield a reason for each arm of equal FLOPs that leaves a clear part of them unused."""
     whole = {run.seed: run for run in unpruned if run.done}
     for runs in sides:
         shares = [share for r in runs if (share := spent(r, whole.get(r.seed))) is not None]
@@ -279,7 +281,7 @@ def unspent(sides: Iterable[Sequence[Run]], unpruned: Sequence[Run]) -> Iterable
 
 
 def excluded(reasons: Iterable[Reason]) -> bool:
-    """Tell whether a comparison with these reasons allows no conclusion."""
+    """Return whether a comparison with these reasons allows no conclusion."""
     return any(reason.excludes for reason in reasons)
 
 
@@ -301,7 +303,7 @@ def _chance(
 
 
 def _level(evidence: Evidence) -> str:
-    """Word an arm's score beside that of the baseline."""
+    """Format an arm's score and that of the baseline."""
     assert evidence.chance is not None
     metric = evidence.metric
     level = score(evidence.mean, evidence.std, evidence.n, digits=metric.digits)
@@ -311,7 +313,7 @@ def _level(evidence: Evidence) -> str:
 def convergence(
     parent: Evidence | None, cut: Iterable[Evidence], *, margin: float
 ) -> Iterable[Reason]:
-    """Judge a parent by losses: a smaller network that beats it by most, or a loss that falls."""
+    """Judge a parent's convergence: if a pruned network outgrew it, or its loss still fell."""
     if parent is None or parent.loss is None:
         return
     better = [arm for arm in cut if _outgrew(arm, parent, margin)]
@@ -330,7 +332,7 @@ def convergence(
 
 
 def _gaining(gain: Gain) -> Iterable[Reason]:
-    """Judge a parent by what a longer training was measured to bring."""
+    """Judge a parent's convergence by its measured gain from a longer training."""
     if gain.state != "settled":
         rule: Rule = "still gaining" if gain.state == "gaining" else "gain unknown"
         yield Reason(rule=rule, figures=gain_words(gain))
@@ -371,7 +373,7 @@ def _still_falling(parent: Evidence, loss: float, margin: float) -> Iterable[Rea
 
 
 def _outgrew(arm: Evidence, parent: Evidence, margin: float) -> bool:
-    """Tell whether a network pruned from a parent shows that this one's training was unfinished."""
+    """Return whether a network pruned from a parent shows that the parent had not converged."""
     error, parent_error = arm.sampling_error, parent.sampling_error
     if arm.loss is None or parent.loss is None or error is None or parent_error is None:
         return False
@@ -380,7 +382,7 @@ def _outgrew(arm: Evidence, parent: Evidence, margin: float) -> bool:
 
 
 def _spending(first: Evidence, second: Evidence) -> Iterable[Reason]:
-    """Find arms that saw other numbers of examples than their budgets say."""
+    """Yield a reason if the arms saw different numbers of examples per unit of budget."""
     if first.pace is None or second.pace is None:
         return
     if abs(first.pace - second.pace) > ALIKE * max(first.pace, second.pace):

@@ -1,10 +1,10 @@
-"""Verdicts: is training from scratch as good as fine-tuning, here and over the study.
+"""Verdicts: is training from scratch as good as fine-tuning, in a cell and over the study?
 
-A difference that is not significant is never called equal. Per cell and question there are
+A difference that is not significant is never called equal. The outcomes of a cell and question are
 ``better`` and ``worse`` (paired t test), ``equivalent`` (two one-sided tests within the margin, or
-the same score in every seed), ``undecided``, ``no conclusion`` where ``validity`` leaves the
-cell out, and ``not run`` where no seed has both arms. p-values are corrected by Holm over the cells
-that ask the same question and are not left out.
+the same score in every seed), ``undecided``, ``no conclusion`` if ``validity`` leaves the cell out,
+and ``not run`` if no seed has both arms. p-values are corrected by Holm over the cells that ask the
+same question and are not left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ OUTCOMES: tuple[Outcome, ...] = (
     *("better", "equivalent", "worse", "undecided"),
     *("no conclusion", "not run"),
 )
-TOO_FINE: Rule = "margin below one image"  # forbids to call equivalent what is not the same
+TOO_FINE: Rule = "margin below one image"  # no equivalence, unless all scores are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class Verdict:
     """The outcome of one arm against another in one cell; ``comparison`` is arm minus against.
 
     ``p`` and ``p_equivalence`` are corrected over the cells of one ``question``; ``needed``
-    estimates the seeds that would decide an undecided cell, if more seeds can. ``reasons`` say what
-    the cell cannot tell. ``setup`` is how equal both sides are (``regrow.report.setups``), and
-    ``rules`` are what each was given to train with.
+    estimates the seeds that would decide an undecided cell, if more seeds can. ``reasons`` limit
+    what can be concluded. ``setup`` is what both sides have in common (``regrow.report.setups``),
+    and ``rules`` are the recipe and budget of each.
     """
 
     question: Question
@@ -90,7 +90,7 @@ class Verdict:
 
     @property
     def left_out_for(self) -> Reason | None:
-        """The weightiest reason to leave the comparison out of conclusions, if there is one."""
+        """The weightiest reason to leave the comparison out of conclusions, if any."""
         return next((reason for reason in self.reasons if reason.excludes), None)
 
     @property
@@ -113,11 +113,12 @@ class Verdict:
 def verdicts(
     runs: Iterable[Run], *, margin: float | None = None, alpha: float = 0.05
 ) -> tuple[Verdict, ...]:
-    """Answer every question that the study's cells can be asked, in the order of its cells.
+    """Answer every question that the study's cells can answer, in the order of its cells.
 
-    ``questions`` tells which they are. Only seeds that both arms have enter a comparison.
-    ``margin`` is the metric's own unless given. The best trial of a tuned arm stands for it. In a
-    study with several budgets each is asked by itself: effects are never averaged over budgets.
+    The questions are those of ``regrow.report.questions``. Only seeds that both arms have enter a
+    comparison. ``margin`` is the metric's own unless given. The best trial of a tuned arm
+    represents it. In a study with several budgets each has its own questions: effects are never
+    averaged over budgets.
     """
     listed = folded(runs)
     table, gains = Table(listed), Gains(listed, margin=margin, alpha=alpha)
@@ -138,7 +139,7 @@ def verdicts(
 
 
 def corrected(opened: Sequence[Verdict]) -> list[Verdict]:
-    """Decide comparisons that make one table: p-values by Holm over those that count."""
+    """Decide the comparisons of one family, by p-values corrected over those that count."""
     ps = holm([v.p if v.counts else None for v in opened])
     p_equals = holm([v.p_equivalence if v.counts else None for v in opened])
     num = max(1, sum(p is not None for p in ps))
@@ -159,7 +160,7 @@ VERDICT_COLUMNS = {
 
 
 def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """Put one verdict in each row; p-values are the corrected ones, the interval is not."""
+    """Return a frame with a row per verdict; p-values are corrected, intervals are not."""
     empty = dict.fromkeys(("difference", "std", "low", "high", "note"))
     return rows.to_frame(
         [
@@ -177,7 +178,7 @@ def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
 
 
 def families(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
-    """Group verdicts by their question, what the study is about first."""
+    """Group verdicts by question, the study's main question first."""
     grouped: dict[Question, list[Verdict]] = {}
     for verdict in verdicts:
         grouped.setdefault(verdict.question, []).append(verdict)
@@ -190,19 +191,19 @@ def leading(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def overall(family: Sequence[Verdict]) -> Verdict | None:
-    """Average the cells of one question seed by seed and test the averages over seeds.
+    """Average the cells of one question seed by seed, and test the averages over seeds.
 
-    Cells of one seed share their parent, data order and augmentation, so they are no independent
-    rows; their average per seed is. It speaks of these cells, not of others. Cells that allow no
-    conclusion are left out. Only seeds that every other cell with results has are used; None where
-    there is none.
+    Cells of one seed share their parent, data order and augmentation, so they are not independent,
+    but their averages per seed are. The average holds for these cells, not for others. Cells that
+    allow no conclusion are left out. Only seeds that all other cells have are used; None if there
+    is no such seed.
     """
     verdict = averaged(family)
     return None if verdict is None else _decide(verdict, num=1)
 
 
 def averaged(family: Sequence[Verdict]) -> Verdict | None:
-    """Return the average over the cells of one question as ``overall`` does, not yet decided."""
+    """Return the average over the cells of one question as ``overall`` does, undecided."""
     conclusive = [verdict for verdict in family if verdict.counts]
     by_seed = [dict(verdict.differences) for verdict in conclusive]
     common = [
@@ -224,19 +225,19 @@ def averaged(family: Sequence[Verdict]) -> Verdict | None:
 
 
 def _common(texts: Sequence[str], otherwise: str) -> str:
-    """Return the text that all share, or another."""
+    """Return the text that all share, or else another."""
     return texts[0] if len(set(texts)) == 1 else otherwise
 
 
 def num_cells(num: int, *, of: int) -> str:
-    """Word how many cells: ``1 cell``, ``4 cells``, ``3 of 4 cells``."""
+    """Format a number of cells: ``1 cell``, ``4 cells``, ``3 of 4 cells``."""
     return f"{num if num == of else f'{num} of {of}'} {'cell' if of == 1 else 'cells'}"
 
 
 def _budgets_in_words(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[str, bool]]:
-    """Word for each panel the budget that it is asked at, and whether it is the largest one.
+    """Return each panel's training budget in words, and whether it is the network's largest.
 
-    Empty where a network has one budget alone.
+    The words are empty if a network has a single budget.
     """
     largest = {run.panel: run.training_budget for run in at_largest(runs)}
     several = len(set(largest.values())) > 1
@@ -264,7 +265,7 @@ def _open(
     margin: float | None,
     alpha: float,
 ) -> list[Verdict]:
-    """Compare the arms of one cell as its questions ask, not yet decided."""
+    """Compare the arms of one cell by its questions, before correction and outcome."""
     inside = {arm: runs for arm, runs in arms.items() if not runs[0].unpruned}
     if not inside:
         return []
@@ -300,7 +301,7 @@ def _open(
 def compare(
     question: CellQuestion, *, reasons: tuple[Reason, ...], margin: float, alpha: float
 ) -> Verdict:
-    """Compare two arms over the seeds both have, not yet decided."""
+    """Compare two arms over the seeds that both have, before correction and outcome."""
     first, second = _by_seed(question.first), _by_seed(question.second)
     differences = tuple((seed, first[seed] - second[seed]) for seed in first if seed in second)
     run = question.first[0]
@@ -322,7 +323,7 @@ def compare(
 
 
 def rule_of(runs: Sequence[Run]) -> str:
-    """Word the recipe and the budget that a side trained by; empty before any is done."""
+    """Describe the recipe and the budget of a side; empty before any of its runs is done."""
     done = [run for run in runs if run.done]
     recipes = dict.fromkeys(run.recipe for run in done if run.recipe)
     return "; ".join([*recipes, rows.fairness(done)]) if done else ""
@@ -344,13 +345,13 @@ def _tested(verdict: Verdict, differences: tuple[tuple[int, float], ...]) -> Ver
 
 
 def _decide(verdict: Verdict, num: int) -> Verdict:
-    """Choose the outcome from corrected p-values; ``num`` cells share the question."""
+    """Set the outcome by corrected p-values; ``num`` is how many were corrected together."""
     comparison, alpha = verdict.comparison, verdict.alpha
     if comparison is None:
         return verdict
     if verdict.left_out_for is not None:
         return replace(verdict, outcome="no conclusion")
-    # Equivalence first: a difference can be both significant and too small to matter.
+    # Equivalence first: a significant difference can be too small to matter.
     fine = TOO_FINE in [reason.rule for reason in verdict.reasons]
     equivalent = verdict.p_equivalence is not None and verdict.p_equivalence < alpha
     if verdict.same or (equivalent and not fine):
@@ -361,7 +362,7 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
         )
     if comparison.std is None or fine:
         return replace(verdict, outcome="undecided")
-    # alpha / num is what Holm asks of the smallest p-value, so the estimate is on the safe side.
+    # alpha / num is Holm's level for the smallest p-value, so the estimate is on the safe side.
     estimate = seeds_to_settle(
         comparison.difference, comparison.std, margin=verdict.margin, alpha=alpha / num
     )
