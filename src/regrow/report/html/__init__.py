@@ -1,8 +1,8 @@
-"""A report as one page of HTML: the answer first, and below it all that it rests on.
+"""A report as one HTML page: the answer first, and below it the evidence.
 
-``document_of`` takes a written report and what stands behind it (``gather``); ``write_document``
-writes any ``Document``. The page is one file that asks for nothing: readable without scripts, in
-print, on a phone, by keyboard and by a screen reader.
+``document_of`` makes a ``Document`` of a written report and its evidence (``gather``);
+``write_document`` writes any ``Document``. The page is one self-contained file, readable without
+scripts, in print, on a phone, by keyboard and by a screen reader.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ PAGE = "report.html"
 
 
 def write_document(document: Document, folder: Path) -> Path:
-    """Write a page into a folder, whole or not at all."""
+    """Write a page into a folder, completely or not at all."""
     text = render(document)
     with writing(folder) as fresh:
         (fresh / PAGE).write_text(text, encoding="utf-8", newline="\n")
@@ -69,10 +69,10 @@ def document_of(
     with_checklist: bool = False,
     refresh: int | None = None,
 ) -> Document:
-    """Gather what the page of a report shows; links are written as from its folder.
+    """Return the page of a report; links are relative to its folder.
 
-    ``settings`` are files that the study was read from, by title. ``refresh`` is after how many
-    seconds a browser reads the page again, while a run goes on.
+    ``settings`` are the files that the study was read from, by title. ``refresh`` is the number of
+    seconds after which a browser reloads the page, while a run goes on.
     """
     page, rows = report.page, RowLinks.of(runs, evidence)
     done = sum(run.done for run in runs)
@@ -135,12 +135,12 @@ def _headlines(report: Report) -> Iterator[Headline]:
 
 
 def _sentence(text: str) -> str:
-    """Begin with a capital, unless the text begins with the name of a place."""
+    """Capitalise the first letter, unless the text begins with the name of a cell."""
     return text if " / " in text.partition(": ")[0] else text[:1].upper() + text[1:]
 
 
 def _tone(short: str) -> Tone:
-    """Colour an answer: yes, no, or open."""
+    """Return the tone of an answer: yes, no, or open."""
     known: dict[str, Tone] = {"Yes": "good", "No": "bad", "On average yes": "good"}
     return known.get(short.partition(",")[0], "open")
 

@@ -1,4 +1,4 @@
-"""Training budgets on a page: answers, charts of scores and of differences, and their tables."""
+"""Training budgets on the page: answers, charts of scores and of differences, and tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -39,7 +39,7 @@ def budget_headlines(curves: Sequence[Curve]) -> Iterator[Headline]:
 def budget_section(
     curves: Sequence[Curve], tables: Sequence[Extra], rows: RowLinks, looks: Mapping[str, int]
 ) -> Iterator[PageSection]:
-    """Show every curve; nothing where a study has no budgets."""
+    """Show every curve; nothing if a study has no training budgets."""
     if not curves:
         return
     blocks: list[Block] = [_score_charts(curves, rows, looks)]

@@ -1,8 +1,8 @@
-"""Charts as values, and where each mark of them stands in a small SVG.
+"""Charts as values, and the positions of their marks in a small SVG.
 
-Drawn here and not by matplotlib, because a page is read on a phone and in the dark too: text stays
+Not drawn by matplotlib, because a page is also read on a phone and in dark mode: here text stays
 text, colours follow the page, each point is a link with its value, and a chart takes 2 to 6 kB
-where one of matplotlib takes 30 to 100.
+instead of the 30 to 100 kB of matplotlib.
 """
 
 import math
@@ -16,9 +16,9 @@ from regrow.report.words import short
 WIDTH, HEIGHT = 340.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 40.0
 STRIP_WIDTH, STRIP_HEIGHT = 170.0, 20.0
-APART, MOST_APART = 5.0, 22.0  # between neighbouring lines, and between the first and the last
+APART, MOST_APART = 5.0, 22.0  # pixels between neighbouring lines, and at most from first to last
 MOST_POINTS = 80  # of a line without marks
-# Outlines of marks of about 4.5 pixels, by look; the style sheet has their colours.
+# Outlines of marks with a radius of about 4.5 pixels, by look; the style sheet has the colours.
 MARKS = (
     "M-4 -4L4 4M-4 4L4 -4",
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
@@ -37,7 +37,7 @@ MARKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ChartPoint:
-    """One value of a series, with its interval; ``text`` says it in words, ``href`` leads to it."""
+    """One value of a series, with its interval, its description and a link to its records."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ class ChartPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """The points of one name, joined by a line, with or without marks."""
+    """The points of one line of a chart, with or without marks."""
 
     name: str
     look: int
@@ -70,10 +70,11 @@ class ReferenceLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One panel. ``least`` and ``most`` bound its y axis: what lies beyond stands at its edge.
+    """One panel of a chart.
 
-    ``falls`` turns the y axis round, for scores of which lower ones are better. ``ticks`` of the x
-    axis, each with a text below it and a smaller one below that, stand in place of round numbers.
+    ``least`` and ``most`` are the limits of the y axis; values beyond are drawn at its edge.
+    ``falls`` inverts the y axis, for scores to be minimised. ``ticks`` replace round numbers on the
+    x axis; each has a label and a smaller second label below.
     """
 
     title: str
@@ -88,24 +89,24 @@ class Chart:
     digits: int = 2
     log_y: bool = False
     ticks: tuple[tuple[float, str, str], ...] = ()
-    apart: bool = False  # series are moved aside a little, so that equal x do not hide each other
+    apart: bool = False  # series are offset a little, so that points at equal x do not overlap
 
     @property
     def about(self) -> str:
-        """Say in words what it shows, for those who cannot see it."""
+        """A description of the chart, for readers who cannot see it."""
         names = ", ".join(series.name for series in self.series)
         return f"{self.title}: {self.y} against {self.x}. Lines: {names or 'none'}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A difference with its interval and the margin, to be read beside others of its table."""
+    """A difference with its interval and the margin, on the same axis in all rows of a table."""
 
     value: float
     low: float | None
     high: float | None
     margin: float
-    reach: float  # of the axis, to both sides of zero
+    reach: float  # half the length of the axis, which is centred on zero
     text: str = ""
 
 
@@ -122,7 +123,7 @@ class DrawnChart:
 
 
 def draw(chart: Chart) -> DrawnChart:
-    """Place everything that a chart shows."""
+    """Compute the positions of all marks of a chart."""
     drawn = DrawnChart()
     points = [point for series in chart.series for point in series.points]
     on_axis = [*(point.x for point in points), *(at for at, _, _ in chart.ticks)]
@@ -166,12 +167,12 @@ def draw(chart: Chart) -> DrawnChart:
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
-    """Join places by straight lines."""
+    """Return the SVG path that joins points by straight lines."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) if places else ""
 
 
 def _thinned(points: Sequence[ChartPoint]) -> list[ChartPoint]:
-    """Leave out points of a long line, the first and the last never."""
+    """Thin out the points of a long line, keeping the first and the last."""
     step = max(1, math.ceil(len(points) / MOST_POINTS))
     return [p for i, p in enumerate(points) if i % step == 0 or i == len(points) - 1]
 
@@ -246,7 +247,7 @@ def _round_ticks(low: float, high: float) -> list[float]:
 
 
 def draw_strip(strip: Strip) -> dict[str, float]:
-    """Place the marks of a strip."""
+    """Compute the positions of the marks of a strip."""
 
     def place(value: float) -> float:
         inside = min(max(value, -strip.reach), strip.reach)

@@ -1,7 +1,7 @@
 """The items of the NeurIPS paper checklist, answered as far as records can answer them.
 
-The sixteen items are those of 2025 (neurips.cc/public/guides/PaperChecklist), in their order and in
-words of our own. An item that no record speaks of is left to the authors, and says so.
+The sixteen items are those of 2025 (neurips.cc/public/guides/PaperChecklist), in their order but
+in other words. Items that no record can answer are marked as left to the authors.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Item = tuple[str, str, Tone, str]
 
 
 def checklist(report: Report, runs: Sequence[Run], evidence: StudyEvidence) -> PageSection:
-    """Answer each item by what the study's records show."""
+    """Answer each item from the study's records."""
     items = [
         _claims(report),
         _limitations(report),

@@ -18,13 +18,13 @@ from regrow.tasks.metric import Metric
 CONFIDENCE = 0.95
 MOST_CHARTS = 60  # of one kind
 MOST_LAYERS = 60  # columns of the table of layers
-# The colours of figures, in the order of the style sheet's.
+# Colours of the figures -> looks, in the order of the style sheet.
 _LOOKS = {colour: look for look, (colour, _) in enumerate((*STYLES.values(), *SPARE))}
 UNPRUNED_LOOK = 11
 
 
 def looks(frame: pd.DataFrame) -> dict[str, int]:
-    """Give each arm its look, the same all over the page and as in the figures beside it."""
+    """Return the look of each arm, the same on the whole page and in the report's figures."""
     pruned = frame[frame["sparsity"].notna() | (frame["target"] != "")]
     known = {arm: _LOOKS[colour] for arm, (colour, _) in arm_styles(pruned).items()}
     return {arm: known.get(arm, UNPRUNED_LOOK) for arm in dict.fromkeys(frame["arm"])}
@@ -33,7 +33,7 @@ def looks(frame: pd.DataFrame) -> dict[str, int]:
 def cost_section(
     frame: pd.DataFrame, metrics: Sequence[Metric], rows: RowLinks
 ) -> Iterator[PageSection]:
-    """Draw the score against each cost, a chart for each method; nothing before any result."""
+    """Show the score against each cost, a chart for each method; nothing before any result."""
     finished = frame[frame["n"] > 0]
     if not len(finished):
         return
@@ -71,7 +71,7 @@ def _not_shown(charts: Sequence[Chart]) -> str:
 
 
 def _panels(frame: pd.DataFrame, column: str) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Yield for each data set, model and method the pruned rows and the unpruned ones."""
+    """Yield the pruned rows and the unpruned rows of each data set, model and method."""
     for _, panel in by_panel(frame):
         pruned = panel["sparsity"].notna() | (panel["target"] != "")
         for method, part in panel[pruned & (panel[column] > 0)].groupby("method", sort=False):
@@ -123,7 +123,7 @@ def _score_chart(
 def _with_bars(
     limits: tuple[float, float], series: Sequence[Series], level: ReferenceLine | None
 ) -> tuple[float, float]:
-    """Widen an axis for the intervals of what is drawn on it, by its own length at most."""
+    """Widen an axis to show intervals, on each side by at most its own length."""
     low, high = sorted(limits)
     shown: list[ChartPoint | ReferenceLine] = [
         p for line in series for p in line.points if low <= p.y <= high
@@ -165,7 +165,7 @@ def half_width(std: float, n: int) -> float:
 
 
 def training_section(frame: pd.DataFrame, rows: RowLinks) -> Iterator[PageSection]:
-    """Draw the training loss of each arm by epoch, a chart for each cell."""
+    """Show the training loss of each arm by epoch, a chart for each cell."""
     by_arm = looks(frame)
     groups: dict[str, dict[str, tuple[Run, list[float]]]] = {}
     for (group, arm), runs in rows.runs.items():
@@ -218,7 +218,7 @@ def _training_chart(
 
 
 def layer_section(evidence: StudyEvidence, rows: RowLinks) -> Iterator[PageSection]:
-    """Show the share that stays of each layer, darker where more does."""
+    """Show the share of each layer that is kept, as a heat map."""
     first_runs = {group: runs[0][0] for (group, _), runs in rows.runs.items()}
     tables: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[tuple[PageCell, ...]]] = {}
     for kept in evidence.kept:
@@ -255,7 +255,7 @@ def layer_section(evidence: StudyEvidence, rows: RowLinks) -> Iterator[PageSecti
 
 
 def short_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Leave out what all names of layers begin with, and that they are weights.
+    """Strip the common prefix of layer names, and the suffix ``.weight``.
 
     >>> short_names(["features.conv1.weight", "features.conv2.weight"])
     ('conv1', 'conv2')
@@ -270,7 +270,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
 def weight_section(
     frame: pd.DataFrame, evidence: StudyEvidence, rows: RowLinks
 ) -> Iterator[PageSection]:
-    """Draw how the weights of each network are distributed."""
+    """Show the distribution of weights of each network."""
     if not evidence.histograms:
         return
     by_arm = looks(frame)

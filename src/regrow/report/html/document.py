@@ -1,6 +1,6 @@
-"""Values of a page: sections of tables, charts, texts and facts, before any markup.
+"""The content of a page: sections of tables, charts, texts and facts, without markup.
 
-Nothing here is escaped: the templates do that, of every text.
+Nothing here is escaped; the templates escape every text.
 """
 
 import re
@@ -10,32 +10,32 @@ from typing import ClassVar, Literal
 
 from regrow.report.html.chart import Chart, Strip
 
-Tone = Literal["", "good", "bad", "flat", "open"]  # colours, never the only sign of anything
+Tone = Literal["", "good", "bad", "flat", "open"]  # colours, which never carry information alone
 _NUMBER = re.compile(r"^\s*([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)\s*([kMGTPE%]?)(?![a-zA-Z])")
 _POWERS = {letter: 10.0 ** (3 * power) for power, letter in enumerate("kMGTPE", start=1)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageCell:
-    """One cell of a table; ``value`` sorts it where its text does not."""
+    """One cell of a table; ``value`` is what it is sorted by if not its text."""
 
     text: str
     value: float | None = None
     href: str = ""
     tone: Tone = ""
-    shade: float | None = None  # in [0, 1]: of a heat map
+    shade: float | None = None  # in [0, 1], for heat maps
     strip: Strip | None = None
     links: tuple[tuple[str, str], ...] = ()  # (text, href), in place of the text
 
     @property
     def sorts_by(self) -> str:
-        """The value that a script sorts by; empty where that is the text itself."""
+        """The value that the page's script sorts by; empty if that is the text itself."""
         value = number_in(self.text) if self.value is None else self.value
         return "" if value is None or self.text == f"{value:g}" else f"{value:.10g}"
 
 
 def number_in(text: str) -> float | None:
-    """Read the number that a text begins with, with its unit letter.
+    """Return the number that a text begins with, scaled by its unit letter; None without one.
 
     >>> number_in("25.7k (35%)"), number_in("98.83 +- 0.54"), number_in("equal FLOPs")
     (25700.0, 98.83, None)
@@ -48,16 +48,16 @@ def number_in(text: str) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PageTable:
-    """A table that scripts can sort; its first ``named`` columns name a row."""
+    """A table that the page's script can sort; its first ``named`` columns name a row."""
 
     kind: ClassVar[str] = "table"
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[PageCell, ...], ...]
     about: str = ""
-    anchors: tuple[str, ...] = ()  # of its rows
+    anchors: tuple[str, ...] = ()  # link targets of its rows
     named: int = 1
-    words: tuple[str, ...] = ()  # columns that hold words and not numbers, beside the named ones
+    words: tuple[str, ...] = ()  # further columns with text instead of numbers
 
     @classmethod
     def of(
@@ -70,7 +70,7 @@ class PageTable:
         named: int = 1,
         hrefs: Sequence[str] = (),
     ) -> "PageTable":
-        """Make a table of plain texts; ``hrefs`` are where the numbers of each row lead to."""
+        """Make a table of plain texts; ``hrefs`` are the links of the numbers in each row."""
         texts = [tuple(row) for row in rows]
         wordy = [
             column
@@ -97,18 +97,18 @@ class PageTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Charts:
-    """Small charts beside each other, with one key to their lines."""
+    """Small charts side by side, with one legend."""
 
     kind: ClassVar[str] = "charts"
     title: str
     charts: tuple[Chart, ...]
-    names: tuple[tuple[str, int], ...] = ()  # of lines, with the look of each
+    names: tuple[tuple[str, int], ...] = ()  # of the legend: (name, look)
     about: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure that was drawn elsewhere, as the address of its bytes (``data:image/png...``)."""
+    """A figure that was drawn elsewhere, as a data URL (``data:image/png...``)."""
 
     kind: ClassVar[str] = "picture"
     title: str
@@ -118,18 +118,18 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Paragraphs, or the items of a list."""
+    """Paragraphs, or the items of a list if ``listed``."""
 
     kind: ClassVar[str] = "texts"
     items: tuple[str, ...]
     title: str = ""
     listed: bool = False
-    folded: bool = False  # until its title is asked for
+    folded: bool = False  # collapsed until the title is clicked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Terms and what is known of each."""
+    """Terms with their values."""
 
     kind: ClassVar[str] = "facts"
     pairs: tuple[tuple[str, str], ...]
@@ -138,7 +138,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class FileText:
-    """A file, word for word."""
+    """A file, verbatim."""
 
     kind: ClassVar[str] = "source"
     title: str
@@ -150,18 +150,18 @@ Block = PageTable | Charts | Picture | Texts | Facts | FileText
 
 @dataclass(frozen=True, kw_only=True)
 class PageSection:
-    """A part of the page with a heading, that links can lead to."""
+    """A section of the page with a heading, as the target of links."""
 
     name: str
     title: str
     blocks: tuple[Block, ...]
     lead: str = ""
-    optional: bool = False  # left out where the page would grow too large
+    optional: bool = False  # left out if the page would be too large
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """One question with its answer: in a word or three, and in full."""
+    """One question with its answer, in a few words and in full."""
 
     question: str
     short: str
@@ -171,9 +171,9 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A whole page: the answer, what qualifies it, and the sections below.
+    """A whole page: the answer, its cautions, and the sections below.
 
-    ``seconds`` until it is read again, while a run goes on.
+    ``seconds`` is the time until browsers reload it, while a run goes on.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""The part of records beside a score: how a run was trained, what it cost, what stayed of it."""
+"""Evidence from records besides scores: training history, costs, kept units and weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ from regrow.studies.expand import Cell
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_WEIGHTS = 100_000_000  # read for histograms in all; about ten seconds
+MOST_WEIGHTS = 100_000_000  # most weights read for all histograms; about ten seconds
 BINS = 61
 UNIFORM = "at uniform widths"
-REACH = 3.0  # standard deviations to both sides
+REACH = 3.0  # standard deviations shown on each side
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvidence:
-    """The record of one run: its key and file, its history, and what it alone and its row cost."""
+    """The record of one run: its key and file, its history, and its costs."""
 
     key: str
     file: Path
@@ -35,9 +35,9 @@ class RunEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The share that prunings of one cell kept of each layer, averaged over seeds.
+    """The share of each layer that the prunings of one cell kept, averaged over seeds.
 
-    ``rival`` names prunings beside the one that the cell is about.
+    ``rival`` names a pruning for comparison; it is empty for the one that the cell is about.
     """
 
     group: str
@@ -49,7 +49,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """The weights of one network that are not zero: edges of bins, and the density in each."""
+    """The nonzero weights of one network: the middle of each bin, and the density in it."""
 
     group: str
     arm: str
@@ -62,7 +62,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyEvidence:
-    """Records behind the runs of a study, in their order; and the cost of all its jobs together."""
+    """The records behind the runs of a study, in their order, and the cost of all its jobs."""
 
     runs: tuple[RunEvidence, ...]
     kept: tuple[Kept, ...] = ()
@@ -74,9 +74,9 @@ class StudyEvidence:
 def gather(
     cells: Sequence[Cell], groups: Sequence[str], reader: Reader, *, weights: bool = True
 ) -> StudyEvidence:
-    """Read what stands behind cells; ``groups`` are those of their runs.
+    """Read the evidence of cells; ``groups`` are those of their runs.
 
-    ``weights=False`` leaves out their distributions, which take tensors to be read.
+    ``weights=False`` leaves out distributions of weights, for which tensors have to be read.
     """
     store = reader.store
     each, together = costs(cells, reader)
@@ -104,19 +104,19 @@ def _of_run(job: Job, cost: RunCost, reader: Reader, store: Store) -> RunEvidenc
 def _kept(
     cells: Sequence[Cell], groups: Sequence[str], reader: Reader, store: Store
 ) -> Iterable[Kept]:
-    """Average over seeds what each cell's prunings kept of each layer."""
+    """Yield the share of each layer that each cell's prunings kept, averaged over seeds."""
     totals: dict[tuple[str, str, str], Mapping[str, int]] = {}
     found: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {}
     units: dict[str, str] = {}
     for cell, group in zip(cells, groups, strict=True):
         prune = cell.job.pruning
-        # Cuts of what a head built keep neither masks nor sizes.
+        # Prunings of networks with a head store neither masks nor sizes.
         if prune is None or not reader.has(prune):
             continue
         if isinstance(prune, Prune) and prune.head is not None:
             continue
         record = reader.record(prune)
-        if "widths" not in record:  # a folder that nothing was cut of
+        if "widths" not in record:  # of a folder with an uncut network
             continue
         widths, unit = record["widths"], prune.method.unit
         place = cell.experiment.data_label, cell.experiment.model_label, unit
@@ -139,11 +139,11 @@ def _kept(
 
 
 def _sizes(prune: Job, record: Mapping[str, Any], store: Store) -> dict[str, int]:
-    """Return how many units each group had before it was cut at all."""
+    """Return how many units each group had before any pruning."""
     if isinstance(prune, Prune):
         return {name: kept.numel() for name, kept in store.tensors(prune.key).items()}
     sizes: dict[str, int] = {}
-    for cut in record["architecture"]["cuts"]:  # of one's own network: the first cut saw it whole
+    for cut in record["architecture"]["cuts"]:  # of a user's network, whole at the first cut
         for name, group in cut.items():
             sizes.setdefault(name, group["of"])
     return sizes
@@ -152,7 +152,7 @@ def _sizes(prune: Job, record: Mapping[str, Any], store: Store) -> dict[str, int
 def _histograms(
     cells: Sequence[Cell], groups: Sequence[str], reader: Reader, store: Store, notes: list[str]
 ) -> Iterable[Histogram]:
-    """Count the weights of the first finished seed of each row, while there are not too many."""
+    """Yield the histogram of each row's first finished seed, up to ``MOST_WEIGHTS`` in all."""
     seen: set[tuple[str, str]] = set()
     num_read = 0
     spans: dict[tuple[str, str], float] = {}
@@ -175,7 +175,7 @@ def _histograms(
 
 
 def _weights(job: Job, store: Store) -> "np.ndarray[Any, Any] | None":
-    """Return the weights of a network's layers (two dimensions or more) in one row."""
+    """Return a network's tensors of two dimensions or more as one flat array; None without."""
     import numpy as np
 
     try:
@@ -192,7 +192,7 @@ def _counted(
     import numpy as np
 
     present = values[values != 0]
-    bins = min(BINS, max(15, int(len(present) ** 0.5)))  # of few weights, few that say something
+    bins = min(BINS, max(15, int(len(present) ** 0.5)))  # fewer bins for few weights
     counts, edges = np.histogram(present, bins=bins, range=(-span, span))
     width = 2 * span / bins
     return Histogram(

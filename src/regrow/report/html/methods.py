@@ -1,4 +1,4 @@
-"""Methods against methods on a page: all of them on one axis, then the tables of each contest."""
+"""Comparisons of methods on the page: all on one axis, then the tables of each contest."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +14,7 @@ from regrow.tasks.metric import Metric
 
 
 def method_headlines(contests: Sequence[Contest]) -> Iterator[Headline]:
-    """Sum each contest up; which costs are too unlike is among the cautions."""
+    """Summarise each contest; unequal costs are among the cautions."""
     for contest in contests:
         text = next(line for line in answers([contest]) if line not in unequal([contest]))
         asked, rest = question(contest), f"Of {text.partition(': of ')[2]}"
@@ -29,12 +29,12 @@ def method_headlines(contests: Sequence[Contest]) -> Iterator[Headline]:
 
 
 def method_cautions(contests: Sequence[Contest]) -> list[str]:
-    """Say once which rows cost too unlike amounts to be compared."""
+    """Say once which methods are not compared because their costs differ."""
     return unequal(contests)
 
 
 def _winners(contest: Contest) -> list[str]:
-    """Return the methods that are better than another, and worse than none."""
+    """Return the methods that are better than at least one other and worse than none."""
     ahead = [v.arm if v.outcome == "better" else v.against for v in contest.main if _decided(v)]
     behind = {v.against if v.outcome == "better" else v.arm for v in contest.main if _decided(v)}
     return [name for name in dict.fromkeys(ahead) if name not in behind]
@@ -56,7 +56,7 @@ def _short(contest: Contest) -> str:
 def method_section(
     contests: Sequence[Contest], tables: Sequence[Extra], rows: RowLinks
 ) -> Iterator[PageSection]:
-    """Show every contest; nothing where methods are not compared."""
+    """Show every contest; nothing if methods are not compared."""
     if not contests:
         return
     blocks: list[Block] = [_charts(contests, rows)]
@@ -87,12 +87,12 @@ def method_section(
 
 
 def _entrant_hrefs(contest: Contest, rows: RowLinks) -> list[str]:
-    """Link each method's line to its records, in the order of the table."""
+    """Return the link of each method to its records, in the order of the table."""
     return [_href(entrant, rows) for level in contest.levels for entrant in level.entrants]
 
 
 def _pair_hrefs(contest: Contest, rows: RowLinks) -> list[str]:
-    """Link each comparison to the records of its first method, at the first level that has it."""
+    """Return the link of each comparison to its first method's records, at the first level."""
     return [
         next(
             (
@@ -113,7 +113,7 @@ def _href(entrant: Entrant, rows: RowLinks) -> str:
 
 
 def _charts(contests: Sequence[Contest], rows: RowLinks) -> Charts:
-    """Draw every contest beside the others, each method with one look in all of them."""
+    """Return the charts of all contests, in which each method has the same look."""
     entrants = (e for contest in contests for level in contest.levels for e in level.entrants)
     methods = dict.fromkeys(entrant.method for entrant in entrants)
     looks = {method: 1 + number % (len(MARKS) - 1) for number, method in enumerate(methods)}

@@ -1,4 +1,4 @@
-"""A document as HTML: one file with its style and its script, which asks for nothing else."""
+"""Renders a document as one self-contained HTML file, with its style and script."""
 
 import base64
 import hashlib
@@ -19,9 +19,9 @@ MOST_BYTES = 1_500_000
 
 
 def render(document: Document, *, most_bytes: int = MOST_BYTES) -> str:
-    """Write a document in at most so many bytes, if that can be.
+    """Render a document in less than ``most_bytes`` bytes, if possible.
 
-    Where it is too large, sections that may be left out are, from the last; then rows of tables.
+    If it is too large, optional sections are left out, the last first, and then rows of tables.
     """
     most_rows = max((len(table.rows) for table in _tables(document)), default=0)
     while len((text := _rendered(document)).encode()) >= most_bytes and most_rows > 1:
@@ -44,7 +44,7 @@ def _tables(document: Document) -> list[PageTable]:
 
 
 def _with_rows(document: Document, most: int) -> Document:
-    """Leave out the rows of tables beyond so many, and links to them."""
+    """Limit the number of rows of tables, charts and texts, and drop links to rows left out."""
     anchors = {name for table in _tables(document) for name in table.anchors[:most]}
     gone = {name for table in _tables(document) for name in table.anchors} - anchors
 
@@ -93,7 +93,7 @@ def _rendered(document: Document) -> str:
 
 @cache
 def _linked(text: str, page: Document) -> Markup:
-    """Link the stamps of setups to where the page explains them; all else is escaped."""
+    """Link the codes of setups to the section that explains them; everything else is escaped."""
     known = any(section.name == "setups" for section in page.sections)
     link = r'[<a href="#setups">\1</a>]' if known else r"[\1]"
     return Markup(STAMP.sub(link, str(escape(text))))
@@ -115,12 +115,12 @@ def _environment() -> Environment:
 
 
 def _readable(value: Any) -> Any:
-    """Show what is written unseen (control and direction characters) as escapes."""
+    """Show invisible characters (control and direction characters) as escapes."""
     return visible(value) if type(value) is str else value
 
 
 def _pixels(value: float) -> str:
-    """Write a place with one digit at most.
+    """Format a position with at most one decimal.
 
     >>> _pixels(12.0), _pixels(3.14159)
     ('12', '3.1')

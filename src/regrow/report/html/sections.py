@@ -1,4 +1,4 @@
-"""The sections of a study's page: verdicts, results, what they cost, and where each number is."""
+"""The sections of a study's page: verdicts, results, their costs, and their records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ Place = tuple[str, str]  # a cell's group, and an arm
 
 @dataclass(frozen=True, kw_only=True)
 class RowLinks:
-    """The runs of each row of the tables, with what stands behind them; rows have anchors."""
+    """The runs of each row of the tables with their evidence, and the link targets of rows."""
 
     runs: Mapping[Place, Sequence[tuple[Run, RunEvidence]]]
     anchors: Mapping[Place, str]
@@ -56,11 +56,11 @@ class RowLinks:
         return cls(runs=rows, anchors=anchors, names=names)
 
     def name(self, group: str) -> str:
-        """Name a cell: by data and network too, where the study has several; empty if unknown."""
+        """Return a cell's name, with data and network if there are several; empty if unknown."""
         return self.names.get(group, "")
 
     def href(self, group: str, arm: str) -> str:
-        """Link to the records of a row; empty where there is none."""
+        """Return the link to the records of a row; empty if there is none."""
         anchor = self.anchors.get((group, arm))
         return f"#{anchor}" if anchor else ""
 
@@ -70,7 +70,7 @@ def verdict_sections(page: Page, rows: RowLinks, tests: str) -> Iterator[PageSec
     if not page.verdicts:
         return
     questions: dict[Question, list[Verdict]] = {}
-    for family in families(page.verdicts):  # of several budgets one table, with a row for each
+    for family in families(page.verdicts):  # several budgets share one table
         questions.setdefault(replace(family[0].question, at="", main=True), []).extend(family)
     blocks: list[Block] = [
         _verdict_table(question.text, family, rows) for question, family in questions.items()
@@ -98,7 +98,7 @@ def _verdict_table(title: str, family: Sequence[Verdict], rows: RowLinks) -> Pag
         if bound is not None
     ]
     margin = family[0].margin
-    # The widest intervals, of few seeds, would squeeze all others.
+    # Not all: the widest intervals, of few seeds, would squeeze the others.
     middle = sorted(bounds)[int(0.9 * (len(bounds) - 1))] if bounds else margin
     most = max((abs(v.comparison.difference) for v in family if v.comparison), default=0.0)
     reach = max(1.5 * margin, 1.05 * middle, 1.05 * most)
@@ -152,7 +152,7 @@ def _p_cell(p: float | None) -> PageCell:
 
 
 def result_section(page: Page, frame: pd.DataFrame, rows: RowLinks, method: str) -> PageSection:
-    """Show the tables of the report, each figure with a link to its records."""
+    """Show the tables of the report, each number with a link to its records."""
     groups = {
         (data, model): [*part["group"]]
         for (data, model), part in frame.groupby(["data", "model"], sort=False)
@@ -197,7 +197,7 @@ def _linked(
 
 
 def ledger_section(rows: RowLinks, evidence: StudyEvidence) -> PageSection:
-    """Show what each row cost: its own training, and all that it depends on."""
+    """Show the cost of each row: of its own training, and of all that it depends on."""
     pairs = [(run, behind.cost) for listed in rows.runs.values() for run, behind in listed]
     frame = ledger_frame([run for run, _ in pairs], [cost for _, cost in pairs])
     measured = bool(evidence.cost.num_measured)
@@ -245,7 +245,7 @@ def _ledger_row(row: Mapping[Any, Any], rows: RowLinks, measured: bool) -> tuple
 
 
 def record_section(rows: RowLinks, folder: Path) -> PageSection:
-    """List the record of every run, with the way to its file."""
+    """List the record of every run, with a link to its file."""
     listed, anchors = [], []
     for (group, arm), runs in rows.runs.items():
         anchors.append(rows.anchors[group, arm])
@@ -285,7 +285,7 @@ def record_section(rows: RowLinks, folder: Path) -> PageSection:
 
 
 def address(file: Path, folder: Path) -> str:
-    """Write the way from a page's folder to a file as a link; absolute where there is no other."""
+    """Return the link from a page's folder to a file; absolute if none is relative."""
     try:
         return quote(Path(relpath(file, folder)).as_posix())
     except ValueError:  # on another drive
