@@ -85,11 +85,11 @@ def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
     for label, names in found.items():
         yield (
             f"{label}: it is not known how the network's own code initialises "
-            f"{quoted([*names])}, because it gives them the same values for each seed (it reads "
-            "them, sets a seed itself, or ran before). In training from scratch their layer's "
-            "rule initialises them, with another spread, or nothing does; this may cause a "
-            "difference. Name code that builds the network untrained, or give it a method "
-            "'initialise_()' that draws all its parameters."
+            f"{quoted([*names])}, because it gives them the same values for each seed (it loads "
+            "them, sets a seed itself, or ran earlier). In training from scratch they are "
+            "initialised by their layer's default, with another spread, or not at all; this may "
+            "cause a difference. Name code that builds the network untrained, or give the network "
+            "a method 'initialise_()' that draws all its parameters."
         )
 
 

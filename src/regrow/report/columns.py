@@ -38,7 +38,7 @@ ABOUT: Mapping[str, str] = {
     "emptied": "layers that would have lost all units, and kept one",
     "fairness": "the row's training budget in words",
     "num_test": "examples of the test set",
-    "chance": "what the metric's baseline scores on it",
+    "chance": "the score of the metric's baseline on the test set",
     "group": "the cell whose arms are compared with each other",
     "seed": "the seed",
     "status": "done, failed or missing",

@@ -51,14 +51,14 @@ def checklist(report: Report, runs: Sequence[Run], evidence: StudyEvidence) -> P
             for number, (name, answer, tone, why) in enumerate(items, start=1)
         ),
         words=("answer", "by what"),
-        about="'Yes' speaks of what this study's records hold. Whether the paper says it too, and "
-        "whatever no record can know, is for its authors.",
+        about="'Yes' refers to what this study's records contain. Whether the paper reports it "
+        "too, and what no record can show, is for its authors.",
     )
     return PageSection(name="checklist", title="NeurIPS checklist", blocks=(table,))
 
 
 def _unrecorded(name: str) -> Item:
-    return name, FOR_AUTHORS, "", "No record speaks of it."
+    return name, FOR_AUTHORS, "", "Not covered by any record."
 
 
 def _claims(report: Report) -> Item:
@@ -99,7 +99,7 @@ def _open(report: Report) -> Item:
 
 def _settings(report: Report) -> Item:
     why = (
-        "Recipe, splits, seeds and schedules stand in the study file and in each record; see "
+        "Recipe, splits, seeds and schedules are in the study file and in each record; see "
         "Settings and versions."
     )
     return "Settings of the experiments", "yes", "good", why

@@ -286,8 +286,8 @@ def weight_section(
         title="Distributions of weights",
         charts=tuple(charts[:MOST_CHARTS]),
         names=tuple((name, by_arm[name]) for name in names),
-        about="Densities of the weights of all layers that are not zero, after training, of one "
-        f"seed each; three standard deviations to both sides.{notes}{_not_shown(charts)}",
+        about="Densities of the nonzero weights of all layers after training, for one seed each, "
+        f"up to three standard deviations from zero.{notes}{_not_shown(charts)}",
     )
     yield PageSection(name="weights", title="Weights", blocks=(block,), optional=True)
 

@@ -80,7 +80,7 @@ def method_section(
     yield PageSection(
         name="methods",
         title="Methods against methods",
-        lead="All methods at one cost, under the same retraining; rows of unlike cost are not "
+        lead="All methods at equal cost, under the same retraining; rows of unequal cost are not "
         "ranked.",
         blocks=tuple(blocks),
     )
