@@ -206,7 +206,7 @@ def _references(
 def _controls(
     sides: Sequence[tuple[Side, Sequence[Run]]], ticket: Run
 ) -> Sequence[tuple[Side, Sequence[Run]]]:
-    """Return the controls of a ticket: arms with another initialisation, by budget if possible."""
+    """Return the controls of a ticket: other initialisations, with its budget if possible."""
     trained = [(side, runs) for side, runs in sides if side.trained]
     controls = [(side, runs) for side, runs in trained if side.start == "redrawn"]
     controls = controls or [(side, runs) for side, runs in trained if side.start == "random"]
