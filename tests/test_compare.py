@@ -242,7 +242,7 @@ def test_how_much_of_a_budget_is_spent_shows_while_a_function_trains(
     told: list[float] = []
     model = torch.nn.Sequential(torch.nn.Linear(4, 3))
     function = TrainFunction.read("loops.py:train")
-    function(model, allowance, 0, on_pass=lambda share, samples: told.append(share))
+    function(model, allowance, 0, metric="", on_pass=lambda share, samples: told.append(share))
     assert "".join(str(int(10 * share)) for share in told) == shares
 
 
@@ -252,7 +252,7 @@ def called(text: str, *, amount: int = 2) -> Any:
     with drawing(0):
         model = torch.nn.Sequential(torch.nn.Linear(4, 3))
     allowance = Allowance(amount=amount, unit="epochs", whole=8, flops_per_sample=1.0)
-    return TrainFunction.read("other.py:train")(model, allowance, 0)
+    return TrainFunction.read("other.py:train")(model, allowance, 0, metric="a")
 
 
 HEAD = "from data import *\ndef train(model, budget, seed):\n    "
@@ -451,7 +451,24 @@ def test_trainings_that_diverge_stop_the_others_though_one_measurement_does_not(
     assert len([line for line in failed.err.splitlines() if line.startswith("FAILED")]) == 2
     assert "not started, because the same function failed" in failed.err
     place = rf"{re.escape(str(here / 'mine.py'))}, line 2: "
-    assert re.search(place + r"mine\.py:train returned nan for the metric 'loss'", failed.err)
+    assert re.search(place + r"mine\.py:train left numbers in '0\.weight' that are", failed.err)
+
+
+def test_a_metric_that_is_not_finite_is_left_out_unless_networks_are_compared_by_it(
+    here: Path,
+) -> None:
+    code = (here / "mine.py").read_text()
+    returned = "return {'auc': float('nan'), **measured(model)}"
+    (here / "mine.py").write_text(code.replace("return measured(model)", returned))
+    found = small_comparison(seeds=1)
+    assert [run.status for run in found.runs] == ["done"] * 5
+    records = [json.loads(file.read_text()) for file in here.glob("**/records/*/*/record.json")]
+    trained = [record for record in records if "metrics" in record]
+    assert len(trained) == 5
+    assert all(record["not_finite"] == ["auc"] for record in trained)
+    assert all("auc" not in record["metrics"] for record in trained)
+    with pytest.raises(regrow.TrainingError, match=r"returned nan or infinity for 'auc'"):
+        small_comparison(seeds=1, metric={"name": "auc", "margin": 0.1})
 
 
 def test_a_comparison_that_is_stopped_and_resumed_ends_alike(here: Path) -> None:

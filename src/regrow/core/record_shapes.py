@@ -88,7 +88,7 @@ SIZES = FieldShape("a list of sizes", _is_list_of(_is_count))
 SHAPES: Mapping[str, FieldShape] = {
     **dict.fromkeys(("parameters", "macs", "flops", "epochs", "samples", "training_flops"), NUMBER),
     **dict.fromkeys(("teacher_flops", "loss", "sparsity", "amount"), NUMBER),
-    **dict.fromkeys(("inputs", "guarded", "unlike", "drawn"), NAMES),
+    **dict.fromkeys(("inputs", "guarded", "unlike", "drawn", "not_finite"), NAMES),
     **dict.fromkeys(("validation", "metrics"), NUMBERS),
     **dict.fromkeys(("before", "after", "cost"), PLAIN),
     **dict.fromkeys(("shape", "input"), SIZES),

@@ -54,11 +54,17 @@ class Judged:
     chance: float | None = None
     task: ClassVar[None] = None
 
-    def score(self, metrics: Mapping[str, float]) -> float:
+    def score(self, metrics: Mapping[str, float], not_finite: Sequence[str] = ()) -> float:
         """Pick the metric from what a function returned; a ``CodeError`` if it is not there."""
         key = self.metric.key
         if set(metrics) == {""}:
             return self._checked(metrics[""])
+        if key in not_finite:
+            raise CodeError(
+                f"The training function returned nan or infinity for {key!r}, so networks cannot "
+                "be compared by it. Name another metric with --metric, or use a new --store to "
+                "train again."
+            )
         if key not in metrics:
             raise CodeError(
                 f"The training function returned no {key!r}: {unknown('metric', key, metrics)} "
@@ -352,7 +358,9 @@ class OwnTrain(Keyed):
         """Return its record with the score by the metric that is asked for now."""
         return {
             **record,
-            self.scored_on.metric.key: self.scored_on.score(record["metrics"]),
+            self.scored_on.metric.key: self.scored_on.score(
+                record["metrics"], record.get("not_finite", ())
+            ),
         }
 
     def network(self, records: Records) -> tuple[nn.Module, Architecture]:
@@ -386,8 +394,13 @@ class OwnTrain(Keyed):
             context.tick(share, f"{samples:,} examples so far")
 
         model = model.to(context.device).train()
-        spent = self.function(model, allowance, self.seed, on_pass=on_pass)
+        key = self.scored_on.metric.key
+        spent = self.function(model, allowance, self.seed, metric=key, on_pass=on_pass)
         self.scored_on.score(spent.metrics)  # says what is wrong with it
+        if spent.not_finite:
+            context.note(
+                f"Metrics that are nan or infinite are left out: {', '.join(spent.not_finite)}."
+            )
         seen = spent.samples if spent.samples or not allowance.amount else None
         if seen is None:
             context.note(
@@ -399,6 +412,7 @@ class OwnTrain(Keyed):
         state = state_of(model)
         record = {
             "metrics": dict(spent.metrics),
+            **({"not_finite": [*spent.not_finite]} if spent.not_finite else {}),
             "weights": digest_of(state),  # tells whether seeds differ
             **cost.to_json(),
             "epochs": allowance.amount if self.unit == "epochs" else None,

@@ -44,6 +44,7 @@ OF_PRUNINGS: Mapping[str, str] = {
 }
 OF_OWN: Mapping[str, str] = {
     "metrics": "what the training function returned, by name",
+    "not_finite": "metrics that it returned as nan or infinity; absent if none",
     "weights": "SHA-256 of the trained weights, which shows whether seeds differ",
     "amount": "its budget, in the unit of `spec`; 0: it was only measured",
     "passes": "forward passes in training mode, with gradients",

@@ -110,7 +110,7 @@ class Allowance:
 class Spent:
     """The metrics that a call returned, and counts of what it did with the network.
 
-    ``history`` has a line for each epoch whose training loss the function told, and ``unusable``
+    ``not_finite`` names metrics that were returned as nan or infinity and are left out. ``history`` has a line for each epoch whose training loss the function told, and ``unusable``
     is what is wrong with what it told. ``samples`` and ``passes`` count training examples and
     forward passes in training mode with gradients, at the network's own call; both are 0 if it was
     never called so. ``shape`` is that of the first example that it trained on, and ``names`` are
@@ -118,6 +118,7 @@ class Spent:
     """
 
     metrics: Mapping[str, float]
+    not_finite: tuple[str, ...]
     samples: int
     passes: int
     shape: tuple[int, ...] | None
@@ -168,11 +169,13 @@ class TrainFunction:
         allowance: Allowance,
         seed: int,
         *,
+        metric: str,
         on_pass: Callable[[float, int], None] = lambda share, samples: None,
     ) -> Spent:
         """Train a network in place, and return what the function says it reached.
 
-        ``on_pass`` is told before each training pass which share of the allowance is spent, as far
+        ``metric`` is the one to compare by, which must be finite if the function returns it; others
+        that are not finite are left out. ``on_pass`` is told before each training pass which share of the allowance is spent, as far
         as that shows, and how many examples were seen; what it raises goes through the function.
 
         Raises:
@@ -208,13 +211,20 @@ class TrainFunction:
             ) from error
         place = place_of_function(function, str(file))
         told, returned = split(returned)
-        metrics = self._metrics(returned, place)
+        returned = self._metrics(returned, place)
+        metrics = {name: value for name, value in returned.items() if math.isfinite(value)}
+        if bad := [name for name in returned if name in ("", metric) and name not in metrics]:
+            raise TrainingError(
+                f"{place}{self.text} returned {returned[bad[0]]} for {_named(bad[0])}. The "
+                "training diverged (try a smaller learning rate), or the metric divides by zero."
+            )
         before.check(model, f"{place}{self.text}", trained=allowance.amount > 0)
         if allowance.unit == "epochs" and meter.samples and allowance.amount:
             _epoch_samples[self] = meter.samples / allowance.amount
         history, unusable = read_history(told, allowance.amount, unit=allowance.unit)
         return Spent(
             metrics=metrics,
+            not_finite=tuple(name for name in returned if name not in metrics),
             history=history,
             unusable=unusable and f"{place}{self.text} returned {unusable}",
             samples=meter.samples,
@@ -224,7 +234,7 @@ class TrainFunction:
         )
 
     def _metrics(self, returned: Any, place: str) -> dict[str, float]:
-        """Return what a function returned as finite numbers by name; one number has no name."""
+        """Return what a function returned as numbers by name; a single number has no name."""
         values = returned if isinstance(returned, Mapping) else {"": returned}
         if not values or len(values) > MOST_METRICS:
             raise CodeError(
@@ -250,18 +260,19 @@ class TrainFunction:
             number = item() if callable(item) else value
         except (RuntimeError, ValueError):
             number = value
-        what = f"the metric {name!r}" if name else "its metric"
         if isinstance(number, float) and not math.isfinite(number):
-            raise TrainingError(
-                f"{place}{self.text} returned {number} for {what}. The training diverged (try a "
-                "smaller learning rate), or the metric divides by zero."
-            )
+            return float(number)
         if not is_number(number):
             hint = " Does it lack a return?" if number is None and not name else ""
             raise CodeError(
-                f"{place}{self.text} must return a number for {what}. Got {short(number)}.{hint}"
+                f"{place}{self.text} must return a number for {_named(name)}. "
+                f"Got {short(number)}.{hint}"
             )
         return float(number)
+
+
+def _named(metric: str) -> str:
+    return f"the metric {metric!r}" if metric else "its metric"
 
 
 def amount_of(value: Any, unit: Any) -> tuple[int, Unit]:
