@@ -242,7 +242,7 @@ def test_how_much_of_a_budget_is_spent_shows_while_a_function_trains(
     told: list[float] = []
     model = torch.nn.Sequential(torch.nn.Linear(4, 3))
     function = TrainFunction.read("loops.py:train")
-    function(model, allowance, 0, metric="", on_pass=lambda share, samples: told.append(share))
+    function(model, allowance, 0, on_pass=lambda share, samples: told.append(share))
     assert "".join(str(int(10 * share)) for share in told) == shares
 
 

@@ -181,7 +181,10 @@ def test_learning_rates_that_are_told_are_compared(tmp_path: Path) -> None:
     )
     lower = "[0.1 if budget.inherited else 0.2] * budget.epochs"
     (tmp_path / "mine.py").write_text(told("[1.0] * budget.epochs", lower))
-    assert "learning rate" not in " ".join(compared().notes)
+    found = compared()
+    assert "learning rate" not in " ".join(found.notes)
+    assert "fine-tune (learning rate 0.1; " in found.answer
+    assert "scratch-e (learning rate 0.2; " in found.answer
 
 
 # --- scores that are none ------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.tasks import TASKS, Details, Metric, Task
+from regrow.train.by_epoch import rates_in_words
 from regrow.train.material import ScoredOn
 
 SAME_SPARSITY = 0.0005  # below the precision of reports
@@ -295,6 +296,8 @@ class Reader:
     def _lineage(self, cell: Cell) -> dict[str, Any]:
         """Return the network that a run's was pruned from, and the epochs of all trainings."""
         job, experiment = cell.job, cell.experiment
+        if job.trained_by is not None:
+            return {"recipe": rates_in_words(self.record(job).get("history", ()))}
         if not isinstance(job, Retrain):
             return {}
         base: Any = job.parent or job.prune.parent

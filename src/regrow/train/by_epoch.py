@@ -6,7 +6,7 @@ A report judges by them whether a training had converged, as it does for regrow'
 What cannot be used is told and left out: the score counts without it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regrow.core.validation import is_number
@@ -80,3 +80,18 @@ def _wrong(values: Any, num_epochs: int | None) -> str:
         return f"{expected} Got {len(values)} numbers."
     bad = next((n for n, x in enumerate(values) if not is_number(x) or x < 0), None)
     return "" if bad is None else f"{expected} Got {short(values[bad])} for epoch {bad + 1}."
+
+
+def rates_in_words(history: Sequence[Mapping[str, Any]]) -> str:
+    """Return the learning rates that a training function reported; empty where it did not.
+
+    >>> rates_in_words([{"lr": 0.1, "loss": 1.0}, {"lr": 0.001, "loss": 0.8}])
+    'learning rate 0.1 at most, 0.001 in the last epoch'
+    """
+    rates = [line.get("lr") for line in history]
+    known = [rate for rate in rates if rate is not None]
+    if not known or len(known) < len(rates):
+        return ""
+    if min(known) == max(known):
+        return f"learning rate {known[0]:g}"
+    return f"learning rate {max(known):g} at most, {known[-1]:g} in the last epoch"

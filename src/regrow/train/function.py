@@ -110,11 +110,11 @@ class Allowance:
 class Spent:
     """The metrics that a call returned, and counts of what it did with the network.
 
-    ``not_finite`` names metrics that were returned as nan or infinity and are left out. ``history`` has a line for each epoch whose training loss the function told, and ``unusable``
-    is what is wrong with what it told. ``samples`` and ``passes`` count training examples and
-    forward passes in training mode with gradients, at the network's own call; both are 0 if it was
-    never called so. ``shape`` is that of the first example that it trained on, and ``names`` are
-    the inputs that it was handed then.
+    ``not_finite`` names metrics that were returned as nan or infinity and are left out.
+    ``history`` has a line for each epoch whose training loss was returned, and ``unusable`` says
+    what was wrong with it. ``samples`` and ``passes`` count training examples and forward passes in
+    training mode with gradients, at the network's own call; both are 0 if it was never called so.
+    ``shape`` is that of the first training example, and ``names`` are the inputs passed then.
     """
 
     metrics: Mapping[str, float]
@@ -169,14 +169,15 @@ class TrainFunction:
         allowance: Allowance,
         seed: int,
         *,
-        metric: str,
+        metric: str = "",
         on_pass: Callable[[float, int], None] = lambda share, samples: None,
     ) -> Spent:
         """Train a network in place, and return what the function says it reached.
 
         ``metric`` is the one to compare by, which must be finite if the function returns it; others
-        that are not finite are left out. ``on_pass`` is told before each training pass which share of the allowance is spent, as far
-        as that shows, and how many examples were seen; what it raises goes through the function.
+        that are not finite are left out. ``on_pass`` is called before each training pass with the
+        share of the allowance that is spent, as far as it is known, and the number of examples so
+        far; what it raises passes through the function.
 
         Raises:
             TrainingError: the training diverged.
