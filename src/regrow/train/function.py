@@ -174,10 +174,9 @@ class TrainFunction:
     ) -> Spent:
         """Train a network in place, and return what the function says it reached.
 
-        ``metric`` is the one to compare by, which must be finite if the function returns it; others
-        that are not finite are left out. ``on_pass`` is called before each training pass with the
-        share of the allowance that is spent, as far as it is known, and the number of examples so
-        far; what it raises passes through the function.
+        ``metric``, to compare by, must be finite if it is returned. ``on_pass`` is called before
+        each training pass with the share of the allowance spent, as far as known, and the number
+        of examples so far; what it raises passes through the function.
 
         Raises:
             TrainingError: the training diverged.
@@ -185,7 +184,7 @@ class TrainFunction:
             ConfigError: its file changed since it was read.
         """
         printed = _Tail()
-        with redirect_stdout(printed), redirect_stderr(printed):  # loggers keep the stream
+        with printed.caught():  # loggers keep the stream
             function, file = code_at(self.text)
         if digest_of_source(file) != self.digest:
             raise ConfigError(
@@ -196,12 +195,7 @@ class TrainFunction:
         before = _Shapes.of(model)
         allowance = replace(allowance, on_done=meter.did)
         try:
-            with (
-                _own_randomness(seed),
-                _watched(model, meter),
-                redirect_stdout(printed),
-                redirect_stderr(printed),
-            ):
+            with _own_randomness(seed), _watched(model, meter), printed.caught():
                 returned = function(model, allowance, seed)
         except Interrupted:
             raise
@@ -212,20 +206,14 @@ class TrainFunction:
             ) from error
         place = place_of_function(function, str(file))
         told, returned = split(returned)
-        returned = self._metrics(returned, place)
-        metrics = {name: value for name, value in returned.items() if math.isfinite(value)}
-        if bad := [name for name in returned if name in ("", metric) and name not in metrics]:
-            raise TrainingError(
-                f"{place}{self.text} returned {returned[bad[0]]} for {_named(bad[0])}. The "
-                "training diverged (try a smaller learning rate), or the metric divides by zero."
-            )
+        metrics, not_finite = self._finite(self._metrics(returned, place), metric, place)
         before.check(model, f"{place}{self.text}", trained=allowance.amount > 0)
         if allowance.unit == "epochs" and meter.samples and allowance.amount:
             _epoch_samples[self] = meter.samples / allowance.amount
         history, unusable = read_history(told, allowance.amount, unit=allowance.unit)
         return Spent(
             metrics=metrics,
-            not_finite=tuple(name for name in returned if name not in metrics),
+            not_finite=not_finite,
             history=history,
             unusable=unusable and f"{place}{self.text} returned {unusable}",
             samples=meter.samples,
@@ -233,6 +221,20 @@ class TrainFunction:
             shape=meter.shape,
             names=meter.names,
         )
+
+    def _finite(
+        self, returned: Mapping[str, float], metric: str, place: str
+    ) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Return the finite metrics, and the names of the others; ``metric`` must be finite."""
+        for name in ("", metric):
+            if not math.isfinite(returned.get(name, 0.0)):
+                raise TrainingError(
+                    f"{place}{self.text} returned {returned[name]} for {_named(name)}. The "
+                    "training diverged (try a smaller learning rate), or the metric divides by "
+                    "zero."
+                )
+        finite = {name: value for name, value in returned.items() if math.isfinite(value)}
+        return finite, tuple(name for name in returned if name not in finite)
 
     def _metrics(self, returned: Any, place: str) -> dict[str, float]:
         """Return what a function returned as numbers by name; a single number has no name."""
@@ -432,6 +434,12 @@ class _Tail(io.TextIOBase):
     def write(self, text: str, /) -> int:
         self._text = (self._text + text)[-MOST_PRINTED:]
         return len(text)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Receive what is printed to stdout and stderr."""
+        with redirect_stdout(self), redirect_stderr(self):
+            yield
 
     @property
     def said(self) -> str:
