@@ -130,7 +130,7 @@ def test_labels_without_end_are_no_classes(tmp_path: Path) -> None:
 
 def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.array([["a"], ["b"]]), y=np.array([0, 1]))
-    with pytest.raises(DataError, match="must be numbers, a row an example"):
+    with pytest.raises(DataError, match="must be numbers, one row per example"):
         load(DataSpec(name=f"npz:{tmp_path / 'x.npz'}"))
 
 
@@ -145,7 +145,7 @@ def test_targets_of_no_kind_are_refused(y: NDArray[Any], tmp_path: Path) -> None
 
 def test_a_cell_without_end_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n1,2\n" + '"' + "9" * 200_000 + '",3\n')
-    with pytest.raises(DataError, match="the file is no CSV"):
+    with pytest.raises(DataError, match="the file is not valid CSV"):
         load(DataSpec(name=f"csv:{tmp_path / 'x.csv'}"))
 
 

@@ -253,7 +253,7 @@ def test_known_class_names_bring_published_normalisations(registered: dict[str, 
 def test_images_of_one_colour_cannot_be_normalised(registered: dict[str, Raw]) -> None:
     black = Split(images=torch.zeros(4, 1, 8, 8, dtype=torch.uint8), labels=torch.arange(4) % 2)
     registered["raw"] = halves(train=black, test=black)
-    with pytest.raises(DataError, match="one and the same colour in some channel"):
+    with pytest.raises(DataError, match="channel has the same value in all training images"):
         load(DataSpec("under-test"))
 
 

@@ -146,7 +146,7 @@ DAMAGED_PNG = png(2)[:60]
             r"row 1: the image cannot be read",
         ),
         (rewrite(PNGS, [0, None, 0, None]), r"row 1: the label is null \(2 in all\)"),
-        (rewrite([None] * 4, [0, 1, 0, 1]), r"row 0: there is no image, nor in the rows.*Embed"),
+        (rewrite([None] * 4, [0, 1, 0, 1]), r"row 0: neither this row nor those after it.*Embed"),
         (rewrite(PNGS, ["a", "b", "a", "b"]), "the labels of test are of the type int64.*string"),
         (rewrite(PNGS, [0, 1, 2, 2]), "the classes differ: train has 3, test has 2; only one"),
         (rewrite(PNGS, [0, 1, 0, 1], names=["1", "0"]), "the classes differ.*their order differs"),

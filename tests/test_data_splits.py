@@ -122,7 +122,10 @@ def test_folders_that_could_mean_two_things_are_refused(
         (("a/train-0", "a/test-0", "b/test-0"), r"several configurations \(a, b\)"),
         (("a/train/0", "b/train/0"), r"several configurations \(a, b\)"),
         (("train-0", "small/train-0"), r"several configurations \(\., small\)"),
-        (("one_train", "two_train"), r"several configurations \(one_, two_\). Give each a folder"),
+        (
+            ("one_train", "two_train"),
+            r"several configurations \(one_, two_\). Move each to its own folder",
+        ),
         (("train-0", "dev-0", "val-0"), r"several validation splits \(dev, val\)"),
         (("test-0",), "expected Parquet files named train"),
         (("images-0",), "expected Parquet files named train.* got images-0"),

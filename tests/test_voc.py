@@ -202,15 +202,15 @@ def test_identity_is_content_not_place(voc: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<annotation>", r"b\.xml: the annotation is not XML"),
+        ("<annotation>", r"b\.xml: the annotation is not valid XML"),
         (annotation(size=(0, 0)), r"b\.xml: the size of the image is unknown \(got 0x0\)"),
         ("<annotation/>", r"b\.xml: expected a number in <size/width>, got None"),
-        (annotation(size=(40, 48)), r"b\.xml: its size is 40x48, and its image's 48x40"),
+        (annotation(size=(40, 48)), r"b\.xml: it gives the size 40x48, its image has 48x40"),
         (
             annotation(box(9, 9, 9, 9)),
             r"b\.xml: the box of object 1 \(cat\) has no area: it is",
         ),
-        (annotation(size=(48.5, 40)), r"its size is 48\.5x40, and its image's 48x40"),
+        (annotation(size=(48.5, 40)), r"it gives the size 48\.5x40, its image has 48x40"),
         (annotation(box(0, 9, 0, 20)), r"has no area: it ends at 0"),
         (annotation(box(9, 9, 5, 20)), r"ends before it begins \(got 9, 9, 5, 20\)"),
         (annotation(box(9, 20, 12, 9)), r"ends before it begins"),
@@ -226,8 +226,14 @@ def test_identity_is_content_not_place(voc: Path, tmp_path: Path) -> None:
             r"object 1 \(cat\) must have one box, got 2",
         ),
         (annotation("<object><name>cat</name><polygon/></object>"), r"must have one box, got 0"),
-        ('<?xml version="1.0" encoding="gb2312"?>' + annotation(), r"the annotation is not XML"),
-        ('<?xml version="1.0" encoding="martian"?>' + annotation(), r"the annotation is not XML"),
+        (
+            '<?xml version="1.0" encoding="gb2312"?>' + annotation(),
+            r"the annotation is not valid XML",
+        ),
+        (
+            '<?xml version="1.0" encoding="martian"?>' + annotation(),
+            r"the annotation is not valid XML",
+        ),
         (annotation(box(1, 1, 49, 9)), r"b\.xml: the box of object 1 \(cat\) leaves the image"),
         (annotation(box(-1, 1, 9, 9)), r"leaves the image of 48x40 \(got -1, 1, 9, 9\)"),
         (annotation(box(1, 1, 9, 9, name="")), r"b\.xml: object 1 has no name"),
@@ -310,14 +316,14 @@ def test_a_turned_picture_is_refused_because_its_boxes_may_not_be_turned(voc: Pa
     exif = Image.Exif()
     exif[274] = 3
     Image.new("RGB", (48, 40)).save(file, exif=exif)
-    with pytest.raises(DataError, match=r"b\.jpg: the image lies turned in its file"):
+    with pytest.raises(DataError, match=r"b\.jpg: by its EXIF the image is stored rotated"):
         read(voc)
     assert len(read(voc, on_error="skip").train) == 2
 
 
 def test_two_images_of_one_name_are_refused(voc: Path) -> None:
     Image.new("RGB", (48, 40)).save(voc / "VOC2007" / "JPEGImages" / "b.png")
-    with pytest.raises(DataError, match=r"b\.png: a second image of the name of b\.jpg"):
+    with pytest.raises(DataError, match=r"b\.png: it has the same name as b\.jpg"):
         read(voc)
 
 

@@ -1,11 +1,11 @@
-"""Images to train on: named data sets, read once, split by seed, augmented by whole batches.
+"""Data sets by name: read once, split by seed, augmented in whole batches.
 
     dataset = load(DataSpec("hf:some/folder", subset=2000, validation=0.1))
-    draws = dataset.train.draw(dataset.augmentation, generator)  # for an epoch
+    draws = dataset.train.draw(dataset.augmentation, generator)  # for one epoch
     pixels = dataset.train.augmented(indices, draws[:64], kind=dataset.augmentation)  # uint8
     x = normalise(pixels, dataset.mean, dataset.std)
 
-Every module of this folder that registers a data set adds one (``register_data``).
+To add a data set, add a module to this folder that calls ``register_data``.
 """
 
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ __all__ = [
     "scaling",
     "scaling_of",
 ]
-# What needs PyTorch, which takes seconds to import: a study file is read without it.
+# Imported lazily: these need PyTorch, which takes seconds to import, and reading a study does not.
 __getattr__ = exports(
     "regrow.data",
     {

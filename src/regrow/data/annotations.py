@@ -1,4 +1,4 @@
-"""One annotation in the layout of PASCAL VOC, checked: what depends on an image, and where."""
+"""Read and check one annotation file in the PASCAL VOC format: an image's objects and boxes."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Object:
-    """An object on an image, and its box: x1, y1, x2, y2 from edge to edge, in pixels."""
+    """An object and its box: x1, y1, x2, y2 in pixels, where an image spans 0 to its width."""
 
     name: str
     box: Corners
@@ -23,7 +23,7 @@ class Object:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One annotation file, checked, and its image."""
+    """A checked annotation file and the path of its image."""
 
     file: Path
     image: Path
@@ -32,13 +32,13 @@ class Annotation:
 
 
 def read(file: Path, image: Path, *, classes: tuple[str, ...] | None) -> Annotation:
-    """Read and check an annotation; what is wrong is a ``DataError`` that names the file."""
+    """Read and check an annotation file; any fault raises a ``DataError`` that names the file."""
     try:
         root = ElementTree.fromstring(read_whole(file))
     except OSError as error:
         raise _broken(file, f"the annotation cannot be read ({error.strerror})") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # also unknown encodings
-        raise _broken(file, f"the annotation is not XML, best in UTF-8 ({error})") from error
+        raise _broken(file, f"the annotation is not valid XML, best in UTF-8 ({error})") from error
     if not image.is_file():
         raise _broken(file, f"expected its image {image}, got none")
     width, height = (_number(root, f"size/{side}", file) for side in ("width", "height"))
@@ -48,7 +48,7 @@ def read(file: Path, image: Path, *, classes: tuple[str, ...] | None) -> Annotat
     if size[0] != width or size[1] != height:
         raise _broken(
             file,
-            f"its size is {width:g}x{height:g}, and its image's {size[0]}x{size[1]} ({image})",
+            f"it gives the size {width:g}x{height:g}, its image has {size[0]}x{size[1]} ({image})",
         )
     objects = tuple(
         _object(element, number, size, file)
@@ -72,22 +72,22 @@ def _object(element: ElementTree.Element, number: int, size: tuple[int, int], fi
         got = f"{x1:g}, {y1:g}, {x2:g}, {y2:g}"
         raise _broken(file, f"the box of object {number} ({name}) {problem} (got {got})")
     difficult = (element.findtext("difficult") or "0").strip() == "1"
-    # From 0, because tools that count pixels from 0 write such boxes; they lose their first row.
+    # Clamped at 0, because tools that count pixels from 0 write such boxes; these lose a row.
     return Object(name=name, box=(max(x1 - 1, 0), max(y1 - 1, 0), x2, y2), difficult=difficult)
 
 
 def _problem(corners: Corners, size: tuple[int, int]) -> str | None:
-    """Say why corners, pixels counted from 1 with both ends included, are no box of an image."""
+    """Return why corners (pixels from 1, both ends included) are not a valid box, or None."""
     x1, y1, x2, y2 = corners
     if x1 > x2 or y1 > y2:
         return "ends before it begins"
     if x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1]:
         return f"leaves the image of {size[0]}x{size[1]}"
     if x2 == 0 or y2 == 0:
-        return "has no area: it ends at 0, and pixels count from 1"
+        return "has no area: it ends at 0, and pixels are counted from 1"
     if x2 <= 1 and y2 <= 1 and corners != (1, 1, 1, 1):
         return "is given in shares of the image, not in pixels"
-    # One row of pixels is a box, since both ends are included; a point is a click without a drag.
+    # A single row of pixels is a box, as both ends are included; a point comes from a stray click.
     return "has no area: it is one point" if (x1, y1) == (x2, y2) else None
 
 
@@ -112,8 +112,8 @@ def _image_size(image: Path) -> tuple[int, int]:
         ) from error
     if orientation(opened) != 1:
         raise DataError(
-            f"{where}: the image lies turned in its file (by EXIF), and whether its boxes do is "
-            "not known. Save it upright and check them, or leave such images out: on_error: skip."
+            f"{where}: by its EXIF the image is stored rotated or mirrored; its boxes may or may "
+            "not be. Save it upright and check them, or leave such images out: on_error: skip."
         )
     return opened.size
 

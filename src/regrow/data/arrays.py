@@ -1,6 +1,6 @@
-"""Data sets whose examples are not images: checked, split, and standardised if they are numbers.
+"""Prepare data sets whose examples are not images: check, split, and standardise numbers.
 
-A data set's file returns ``Arrays``; ``load`` hands them to ``load_arrays``.
+A data set's module returns ``Arrays``; ``load`` passes them to ``load_arrays``.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from regrow.data.spec import DataSpec
 from regrow.errors import ConfigError, DataError
 
 OF_IMAGES = ("size", "image_column", "label_column", "normalisation", "mean", "std", "classes")
-IGNORED = -100  # a target that is not asked for, as in PyTorch
+IGNORED = -100  # a target to ignore: the default ``ignore_index`` of PyTorch's losses
 
 
 def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
-    """Return the fields of a ``Dataset``: splits as tensors, and what is known of them."""
+    """Return the fields of a ``Dataset``: the splits as tensors, and their description."""
     for option in OF_IMAGES:
         if getattr(spec, option) is not None:
             raise ConfigError(
@@ -77,7 +77,7 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
 
 
 def _inputs(raw: Arrays, splits: Mapping[str, Rows]) -> str | None:
-    """Write what an example is, where a network cannot tell by a shape."""
+    """Describe an example's inputs as text, where a shape does not say enough; else None."""
     first = splits["train"].inputs
     if isinstance(first, NamedInputs):
         parts = [part.inputs for part in splits.values() if isinstance(part.inputs, NamedInputs)]
@@ -88,7 +88,7 @@ def _inputs(raw: Arrays, splits: Mapping[str, Rows]) -> str | None:
 
 
 def _scale(values: Tensor | NamedInputs) -> tuple[Tensor, Tensor] | None:
-    """Return mean and standard deviation of each number over the rows; None for tokens, classes."""
+    """Return each number's mean and std over the rows; None for tokens, classes, named inputs."""
     if isinstance(values, NamedInputs) or not values.is_floating_point():
         return None
     std, mean = torch.std_mean(values.double(), dim=0, correction=0)
@@ -110,7 +110,7 @@ def _flat(of: str, scale: tuple[Tensor, Tensor] | None) -> dict[str, tuple[float
 
 
 def _strata(part: Rows) -> Tensor:
-    """Return the classes that splits keep in proportion: of rows that have one, else all alike."""
+    """Return labels to stratify splits by: the classes, or zeros if rows have no single class."""
     if part.targets.dim() == 1 and not part.targets.is_floating_point():
         return part.targets
     return torch.zeros(len(part.targets), dtype=torch.int64)
@@ -149,13 +149,13 @@ def _check_length(inputs: Tensor, targets: Tensor, *, of: str, side: str) -> Non
 def _check_values(
     values: Tensor, num: int | None, *, of: str, side: str, least: int | None = None
 ) -> None:
-    """Refuse numbers that are not finite, and ids that do not count from 0 to below ``num``."""
+    """Raise a ``DataError`` for numbers that are not finite and ids outside 0 to ``num`` - 1."""
     if values.is_floating_point():
         bad = ~values.reshape(len(values), -1).isfinite().all(1)
         if bad.any():
             raise DataError(
-                f"{of}: the {side} of row {int(bad.int().argmax())} is not finite. Give it a "
-                "value, or leave the row out."
+                f"{of}: the {side} of row {int(bad.int().argmax())} is not finite. Replace it by "
+                "a number, or leave the row out."
             )
         return
     if not len(values):
@@ -185,7 +185,7 @@ def _check_alike(splits: Mapping[str, Rows], spec: DataSpec) -> None:
 
 
 def _shapes(inputs: Tensor | NamedInputs) -> Any:
-    """Return the shape of one example, or of each of its inputs."""
+    """Return the shape of one example, or the name and shape of each of its inputs."""
     if isinstance(inputs, NamedInputs):
         return tuple((name, tuple(value.shape[1:])) for name, value in inputs.items())
     return tuple(inputs.shape[1:])

@@ -1,4 +1,4 @@
-"""Change whole batches of uint8 images at random, and normalise them for a network.
+"""Augment whole batches of uint8 images, and normalise them for a network.
 
 The crop-then-flip of the CIFAR recipe and the flip-then-crop of soft filter pruning draw from the
 same distribution (the crop offsets are symmetric), so there is one kind for both.
@@ -19,15 +19,16 @@ from regrow.errors import ConfigError, unknown
 CROP_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_TRIES = 10
-# What one resized crop draws: an area and an aspect for each try, a place (x, y), and a flip.
+# Random numbers of one resized crop: an area and an aspect for each try, a place (x, y), a flip.
 CROP_DRAWS = 2 * CROP_TRIES + 3
 
 
 def draw(kind: str, num: int, *, size: int, generator: torch.Generator) -> Tensor:
-    """Draw what ``augment`` needs for a number of images of one size: int64 [num, numbers of kind].
+    """Draw the random numbers ``augment`` needs for ``num`` images of one size: int64 [num, k].
 
-    All that is random is drawn here, on the CPU and for a whole epoch at once, so that a step costs
-    no draws and every device sees the same images. An unknown kind is a ``ConfigError``.
+    ``k`` depends on the kind. Everything random is drawn here, on the CPU and for a whole epoch at
+    once, so that a step draws nothing and every device sees the same images. An unknown kind raises
+    a ``ConfigError``.
     """
     return _kind(kind).draw(num, size, generator)
 
@@ -35,23 +36,22 @@ def draw(kind: str, num: int, *, size: int, generator: torch.Generator) -> Tenso
 def augment(pixels: Tensor, draws: Tensor, *, kind: str) -> Tensor:
     """Augment a batch, each image by its own draws, in a fixed number of tensor operations.
 
-    ``pixels``: uint8 [B, C, H, W], returned as such; ``draws``: int64 [B, numbers of kind] of
-    ``draw``, on the same device. Kinds: ``none``; ``flip`` (left-right, every second image on
-    average); ``shift`` (pad with black by an eighth of the size, 4 pixels at 32, and crop at
-    random); ``pad-crop-flip`` (both, the CIFAR recipe); ``reflect-shift`` (move by up to a
-    sixteenth of the size, 2 pixels at 32, mirroring the image at its border);
-    ``reflect-shift-flip`` (that, and flip); ``resized-crop-flip`` (the ImageNet recipe). An unknown
-    kind is a ``ConfigError``.
+    ``pixels``: uint8 [B, C, H, W], like the result; ``draws``: int64 [B, k], rows from ``draw``, on
+    the same device. Kinds: ``none``; ``flip`` (left-right, every second image on average);
+    ``shift`` (pad with black by an eighth of the size, 4 pixels at 32, and crop at random);
+    ``pad-crop-flip`` (both, the CIFAR recipe); ``reflect-shift`` (move by up to a sixteenth of the
+    size, 2 pixels at 32, mirroring the image at its border); ``reflect-shift-flip`` (that, and
+    flip); ``resized-crop-flip`` (the ImageNet recipe). An unknown kind raises a ``ConfigError``.
     """
     return _kind(kind).apply(pixels, draws)
 
 
 def alternate(draws: Tensor, coins: Tensor, *, epoch: int) -> Tensor:
-    """Return the draws of a kind with a flip, in which each image is flipped every second epoch.
+    """Replace the flips in the draws of a kind, so that each image flips every second epoch.
 
-    ``coins``: 0 or 1 for each row of ``draws``, that of its image, tossed once for a training: who
-    has a 1 is flipped in the even epochs, counted from 0. Reference: Jordan, 94% on CIFAR-10 in
-    3.29 Seconds on a Single GPU, 2024, arXiv:2404.00498.
+    ``coins``: 0 or 1 for the image of each row of ``draws``, drawn once per training; images with
+    a 1 are flipped in even epochs, counted from 0. Reference: Jordan, 94% on CIFAR-10 in 3.29
+    Seconds on a Single GPU, 2024, arXiv:2404.00498.
     """
     return torch.cat([draws[:, :-1], (coins[:, None] + epoch) % 2], dim=1)
 
@@ -64,9 +64,9 @@ def draw_holes(num: int, *, size: int, generator: torch.Generator) -> Tensor:
 def cut_out(x: Tensor, holes: Tensor, *, side: int) -> Tensor:
     """Set a square of ``side`` pixels around each centre to zero, the mean colour (cutout).
 
-    ``x``: normalised images [B, C, H, W]. Squares may reach over the border, so that some are
-    smaller. Reference: DeVries and Taylor, Improved Regularization of Convolutional Neural Networks
-    with Cutout, 2017, arXiv:1708.04552.
+    ``x``: normalised images [B, C, H, W]. Squares are clipped at the border. Reference: DeVries and
+    Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017,
+    arXiv:1708.04552.
     """
     first = holes - side // 2  # [B, 2]
 
@@ -79,7 +79,7 @@ def cut_out(x: Tensor, holes: Tensor, *, side: int) -> Tensor:
 
 
 def draw_shares(num: int, *, alpha: float, generator: torch.Generator) -> Tensor:
-    """Draw shares from Beta(alpha, alpha): float64 [num]."""
+    """Draw mixup's shares from Beta(alpha, alpha): float64 [num]."""
     from scipy.special import betaincinv  # takes a while to import
 
     uniform = torch.rand(num, dtype=torch.float64, generator=generator)
@@ -87,11 +87,11 @@ def draw_shares(num: int, *, alpha: float, generator: torch.Generator) -> Tensor
 
 
 def mix(x: Tensor, share: float | Tensor) -> Tensor:
-    """Mix each image of a batch with its partner, counted from the other end (mixup).
+    """Mix each image with a partner, the image at its position in the reversed batch (mixup).
 
-    share * x + (1 - share) * partner; whoever trains on it mixes the losses against both targets
-    alike. The order of images differs in each epoch, so partners are random. Reference: Zhang et
-    al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv:1710.09412.
+    share * x + (1 - share) * partner; the training step mixes the losses against both targets with
+    the same share. The order of images differs in each epoch, so partners are random. Reference:
+    Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv:1710.09412.
     """
     return share * x + (1 - share) * x.flip(0)
 
@@ -117,19 +117,19 @@ def normalise(
 def scaling(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """Return the factor and the term by which bytes are normalised: float32 [C, 1, 1] each."""
+    """Return the factor and the offset that normalise bytes: float32 [C, 1, 1] each."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
     return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
 
 
 def scale_bytes(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Normalise by what ``scaling`` returned, on the device of all three."""
+    """Normalise bytes by the factor and offset of ``scaling``; all three on one device."""
     return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 
 def crop_boxes(draws: Tensor, width: int, height: int) -> Tensor:
-    """Turn draws of U(0, 1) into the boxes of random resized crops of one image size.
+    """Convert draws from U(0, 1) into the boxes of random resized crops of one image size.
 
     ``draws``: float64 [B, CROP_DRAWS]; result: int64 [B, 4], columns x, y, width, height. The first
     of ten tries that fits is taken; else the largest centred box with an allowed aspect.
@@ -163,7 +163,7 @@ def _whole_box(width: int, height: int) -> tuple[int, int]:
 
 
 def draw_crops(num: int, generator: torch.Generator) -> Tensor:
-    """Draw what ``crop_boxes`` needs: float64 [num, CROP_DRAWS]; the last is a flip."""
+    """Draw the numbers ``crop_boxes`` needs: float64 [num, CROP_DRAWS]; the last is the flip."""
     return torch.rand(num, CROP_DRAWS, dtype=torch.float64, generator=generator)
 
 
@@ -172,7 +172,7 @@ def _flip(pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 def _pad_crop(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Pad with black, crop, and reverse the columns of those with a third number of 1."""
+    """Pad with black and crop; images whose third draw is 1 are flipped as well."""
     height, width = pixels.shape[2:]
     pad_y, pad_x = height // 8, width // 8  # 4 for 32 px, as in the paper; 1 for 8 px, 8 for 64 px
     rows, columns = _places(draws, height, width)
@@ -180,7 +180,7 @@ def _pad_crop(pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 def _reflect_shift(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Move by a few pixels, with what lies beside the border mirrored into what lies beyond it."""
+    """Shift by a few pixels, filling the gap with the image mirrored at its border."""
     height, width = pixels.shape[2:]
     rows, columns = _places(draws, height, width)
     rows, columns = rows - _reach(height), columns - _reach(width)
@@ -188,18 +188,18 @@ def _reflect_shift(pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 def _reach(size: int) -> int:
-    """Return how far images are moved: 2 pixels at 32, as in airbench."""
+    """Return the largest shift in pixels: 2 at size 32, as in airbench."""
     return min(max(1, size // 16), size - 1)
 
 
 def _reflected(places: Tensor, length: int) -> Tensor:
-    """Mirror places that lie outside at the first and the last one."""
+    """Mirror positions outside 0 to ``length`` - 1 at the first and last position."""
     last = length - 1
     return last - (last - places.abs()).abs()
 
 
 def _places(draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return which rows [B, H] and columns [B, W] images show; reversed where a flip says so."""
+    """Return the rows [B, H] and columns [B, W] to read; columns are reversed for a flip."""
     columns = torch.arange(width, device=draws.device)
     if draws.shape[1] == 3:
         columns = torch.where(draws[:, 2:] == 1, width - 1 - columns, columns)
@@ -208,10 +208,9 @@ def _places(draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _gathered(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pick rows and columns of each image.
+    """Pick rows and columns of each image, in one gather by computed offsets.
 
-    In one gather of bytes by computed offsets, which costs half of what indexing strided windows
-    does.
+    That takes half the time of indexing strided windows.
     """
     num, channels, _, stride = pixels.shape
     offsets = rows[:, :, None] * stride + columns[:, None, :]  # [B, H, W]
@@ -221,7 +220,7 @@ def _gathered(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _resized_crop_flip(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Crop and scale back to the same size: never shrinks, so needs no filter."""
+    """Crop, scale back to the same size, and flip; it never downscales, so needs no filter."""
     height, width = pixels.shape[2:]
     x, y, w, h = (draws[:, i, None].float() for i in range(4))
     across = (torch.arange(width, device=pixels.device) + 0.5) / width
@@ -232,7 +231,7 @@ def _resized_crop_flip(pixels: Tensor, draws: Tensor) -> Tensor:
     grid = torch.stack(
         [columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3
     )
-    # Border: a crop must not take colour from beyond the image.
+    # "border", so that a crop does not blend in zeros from outside the image.
     scaled = F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -246,7 +245,7 @@ def _draw_flip(num: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _draw_shift(num: int, size: int, generator: torch.Generator) -> Tensor:
-    """Draw the first row and the first column of each crop."""
+    """Draw the first row and first column of each crop."""
     return torch.randint(0, 2 * (size // 8) + 1, (num, 2), generator=generator)
 
 

@@ -1,4 +1,4 @@
-"""Images and labels as a data set returns them (``Raw``), before ``load`` prepares them."""
+"""Examples as a data set's module returns them, before ``load`` prepares them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Encoded(Protocol):
-    """Images that lie as files or bytes (JPEG, PNG, ...) and are decoded when needed."""
+    """Images stored as files or bytes (JPEG, PNG, ...) and decoded when needed."""
 
     def __len__(self) -> int:
         """Count the images."""
@@ -24,19 +24,19 @@ class Encoded(Protocol):
         ...
 
     def identity(self) -> str:
-        """Digest the bytes as they lie here now; decoded copies are cached under it."""
+        """Return a digest of the current bytes; decoded copies are cached under it."""
         ...
 
     def sample(self, num: int) -> list[tuple[int, bytes]]:
-        """Read some images, to learn sizes and colours before all are decoded."""
+        """Read up to ``num`` images, to find sizes and colours before all are decoded."""
         ...
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
-        """Read all images in order, a few hundred at a time; b"" where there are no bytes."""
+        """Read all images in order, a few hundred at a time; b"" if an image has no bytes."""
         ...
 
     def reader(self, cache: Path) -> Callable[[int], bytes]:
-        """Return a function, safe in threads, that reads any one image; may use the cache."""
+        """Return a thread-safe function that reads one image by its index; it may use the cache."""
         ...
 
 
@@ -66,11 +66,11 @@ class Normalisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
-    """Everything a data set's file knows.
+    """An image data set as its module returns it.
 
     Without a ``test`` split, one is drawn from ``train``. The first of ``normalisations`` is the
-    default; without any, mean and std are computed. ``augmentation`` None is chosen by ``load``.
-    ``notices`` tell people what they may not expect, such as a split that was left out.
+    default; without any, mean and std are computed. If ``augmentation`` is None, ``load`` chooses.
+    ``notices`` are messages about anything unexpected, such as a split that was left out.
     """
 
     classes: tuple[str, ...]
@@ -84,11 +84,11 @@ class Raw:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Examples that lie in memory as two tensors, one row an example.
+    """Examples in memory, as two tensors with one row per example.
 
     ``inputs``: float32 [N, ...], numbers; or int64 [N, length], tokens; or several by name
-    (``NamedInputs``), which are handed to the network by these. ``targets``: int64 [N] or
-    [N, length], classes (-100: none is asked for); or float32 [N, ...], numbers.
+    (``NamedInputs``), which the network receives as keyword arguments. ``targets``: int64 [N] or
+    [N, length], classes (-100: ignored); or float32 [N, ...], numbers.
     """
 
     inputs: Any
@@ -97,12 +97,12 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """Everything a data set's file knows whose examples are not images.
+    """A data set without images, as its module returns it.
 
-    Without a ``test`` split, one is drawn from ``train``. ``task`` names what is learnt of them
-    (see ``regrow.tasks``), ``classes`` the targets that are classes; ``vocabulary`` counts the
-    tokens there are, where inputs are tokens. Numbers are standardised by ``load``, but for those
-    of inputs by name.
+    Without a ``test`` split, one is drawn from ``train``. ``task`` names the task (see
+    ``regrow.tasks``); ``classes`` are the names of the classes, if targets are classes;
+    ``vocabulary`` is the number of different tokens, if inputs are tokens. ``load`` standardises
+    numbers, except in named inputs.
     """
 
     task: str
@@ -115,22 +115,22 @@ class Arrays:
 
 
 class Boxed(Protocol):
-    """Images of any sizes with boxes, which are scaled to the sides that a detector wants."""
+    """Images of any sizes with boxes, to be scaled to the size that a detector needs."""
 
     def __len__(self) -> int:
         """Count the images."""
         ...
 
     def fitted(self, short_side: int, long_side: int) -> "BoxedImages":
-        """Return them at such a size."""
+        """Return the images scaled so that their sides fit."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """Everything a data set's file knows whose examples are images with boxes.
+    """A data set of images with boxes, as its module returns it.
 
-    ``classes[i]`` has the label i + 1; 0 is the background. Splits and subsets are drawn already.
+    ``classes[i]`` has the label i + 1; 0 is the background. Splits and subsets are already drawn.
     """
 
     classes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Images of different sizes with boxes: kept in memory, or decoded ahead of their use."""
+"""Images of different sizes with boxes: kept in memory, or decoded before they are needed."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +21,7 @@ class Truth:
     """The objects on an image.
 
     ``boxes``: float32 [n, 4], x1, y1, x2, y2 in its pixels. ``labels``: int64 [n], from 1.
-    ``difficult``: bool [n]; trained on, but neither asked for nor punished in a test.
+    ``difficult``: bool [n]; such objects are trained on, but ignored in evaluation.
     """
 
     boxes: Tensor
@@ -29,21 +29,21 @@ class Truth:
     difficult: Tensor
 
     def flipped(self, width: int) -> "Truth":
-        """Return the same on the image's mirror image."""
+        """Return the objects of the image flipped left to right."""
         x1, y1, x2, y2 = self.boxes.unbind(1)
         boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
         return Truth(boxes=boxes, labels=self.labels, difficult=self.difficult)
 
     def resized(self, before: Size, after: Size) -> "Truth":
-        """Return the same on the image at another size."""
+        """Return the objects of the image at another size."""
         scale = torch.tensor([after[0] / before[0], after[1] / before[1]]).repeat(2)
         return Truth(boxes=self.boxes * scale, labels=self.labels, difficult=self.difficult)
 
 
 class BoxedImages:
-    """Images and their ``truths``; ``read`` returns one of them: uint8 [3, height, width].
+    """Images and their ``truths``; ``read`` returns one image: uint8 [3, height, width].
 
-    If ``kept``, all are read at once and stay in memory.
+    If ``kept``, all images are read at once and stay in memory.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class BoxedImages:
         return len(self.truths)
 
     def pixels(self, index: int) -> Tensor:
-        """Return an image: uint8 [3, height, width]; an unreadable one is a ``DataError``."""
+        """Return an image: uint8 [3, height, width]; an unreadable one raises a ``DataError``."""
         if self._kept is not None:
             return self._kept[index]
         future = self._announced.pop(index, None)
         return self._read(index) if future is None else future.result()
 
     def announce(self, indices: Iterable[int]) -> None:
-        """Begin to decode what will be asked for soon; nothing to do for images in memory."""
+        """Start decoding images that are needed soon; does nothing for images in memory."""
         if self._kept is None:
             for index in indices:
                 if index not in self._announced:
@@ -78,7 +78,7 @@ class BoxedImages:
 class BoxedImageFiles:
     """Image files of any sizes, and the objects on each.
 
-    ``keep_bytes``: they stay in memory if they take no more than this each, on average.
+    ``keep_bytes``: images stay in memory if they take at most this many bytes each, on average.
     """
 
     files: ImageFiles
@@ -103,7 +103,7 @@ class BoxedImageFiles:
 
 
 def decoded_image(files: ImageFiles, index: int, size: Size) -> Tensor:
-    """Read a file at a size: uint8 [3, height, width]; an unreadable one is a ``DataError``."""
+    """Decode a file at a size: uint8 [3, height, width]; a ``DataError`` if it is unreadable."""
     where = files.where(index)
     image = to_rgb(open_image(files.reader(Path())(index), where=where), where=where)
     if image.size != size:

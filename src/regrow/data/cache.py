@@ -1,8 +1,8 @@
-"""The data folder: downloads, decoded arrays, and remembered digests of large files.
+"""The data folder: downloads, decoded arrays, and cached digests of large files.
 
-A cache is a convenience: what cannot be written there is done without. An entry that does not fit
-its digest is set aside, with a notice (``altered_entries``), and rebuilt. Entries are written
-beside their place and renamed, so that a reader finds all or nothing.
+If the cache cannot be written, regrow works without it. An entry that does not match its digest is
+moved aside, with a notice (``altered_entries``), and rebuilt. Entries are written to a temporary
+file and renamed, so that readers never see half of one.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CHUNK_BYTES = 1 << 20
-DIGEST_BYTES = 32  # after the array in its file, where who reads arrays does not look
+DIGEST_BYTES = 32  # appended to the array's file, where ``np.load`` ignores it
 
 _NOTICES: ContextVar[list[str] | None] = ContextVar("notices", default=None)
 
 
 @contextlib.contextmanager
 def altered_entries() -> Iterator[list[str]]:
-    """Collect a notice for each entry that is found altered inside."""
+    """Collect a notice for each altered entry that is found within the ``with`` block."""
     notices: list[str] = []
     token = _NOTICES.set(notices)
     try:
@@ -46,19 +46,19 @@ def altered_entries() -> Iterator[list[str]]:
 
 
 def data_root(spec: DataSpec) -> Path:
-    """Return the folder of downloads and caches: option, ``REGROW_DATA``, or the user's cache."""
+    """Return the data folder: the option ``root``, else ``REGROW_DATA``, else the user's cache."""
     folder = spec.root or os.environ.get("REGROW_DATA") or "~/.cache/regrow/data"
     return Path(folder).expanduser().absolute()
 
 
 def digest(*parts: object) -> str:
-    """Digest JSON values: SHA-256, 32 hexadecimal digits."""
+    """Return a digest of JSON values: the first 32 hexadecimal digits of SHA-256."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def file_digest(path: Path, *, root: Path) -> str:
-    """Return the SHA-256 of a file, remembered by path, size and time of change."""
+    """Return the SHA-256 of a file, cached by path, size and modification time."""
     memory = root / "digests.json"
     check_plain(path)
     stat = path.stat()
@@ -70,7 +70,7 @@ def file_digest(path: Path, *, root: Path) -> str:
     with path.open("rb") as stream:
         while block := stream.read(CHUNK_BYTES):
             sha.update(block)
-    # Read again: another process may have added its own meanwhile. One lost entry costs a re-hash.
+    # Read again, as another process may have added entries. A lost one only has to be hashed again.
     text = sealed(_read_digests(memory) | {key: sha.hexdigest()}, memory.name)
     with contextlib.suppress(OSError):
         _replace(memory, lambda temporary: temporary.write_text(text))
@@ -80,10 +80,10 @@ def file_digest(path: Path, *, root: Path) -> str:
 def decoded(
     name: str, make: Callable[[], NDArray[np.uint8]], *, root: Path, num: int
 ) -> NDArray[np.uint8]:
-    """Return a decoded array [num, C, H, W] from the cache, else make and keep it.
+    """Return a decoded array [num, C, H, W] from the cache; if absent, make and store it.
 
-    Read by memory map, so that worker processes share one copy. While one process decodes, others
-    that want the same wait for it.
+    The array is memory-mapped, so that worker processes share one copy. While one process decodes,
+    others that need the same array wait for it.
     """
     path = root / "decoded" / f"{name}.npy"
     with _locked(path):
@@ -98,7 +98,7 @@ def decoded(
 
 
 def remembered(path: Path, make: Callable[[], Any]) -> Any:
-    """Return a JSON value of the cache, else make and keep it; JSON mappings have text keys."""
+    """Return a JSON value from the cache, or make and store it; mappings must have text keys."""
     with _locked(path):
         try:
             return unsealed(read_file(path), path.name)["value"]
@@ -114,9 +114,9 @@ def remembered(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def kept_file(path: Path, write: Callable[[Path], None], *, sound: Callable[[Path], bool]) -> Path:
-    """Return a file of the cache, written where it is not ``sound``.
+    """Return a file of the cache, written first if it is absent or not ``sound``.
 
-    A cache that refuses it is a ``DataError``.
+    A cache that cannot be written raises a ``DataError``.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def kept_file(path: Path, write: Callable[[Path], None], *, sound: Callable[[Pat
 def _read_digests(path: Path) -> dict[str, str]:
     try:
         return unsealed(read_file(path), path.name)
-    except OSError:  # absent: hash anew
+    except OSError:  # absent
         return {}
     except ValueError:
         _set_aside(path)
@@ -152,7 +152,7 @@ def _read_array(path: Path, *, num: int) -> NDArray[np.uint8] | None:
             content.release()
         if not fits:
             raise ValueError("its digest is another")
-        # Copy on write: torch wants writable memory, and the file must stay as it is.
+        # Copy on write: torch needs writable memory, and the file must not change.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except OSError:  # absent
         return None
@@ -164,7 +164,7 @@ def _read_array(path: Path, *, num: int) -> NDArray[np.uint8] | None:
 
 
 def _set_aside(path: Path) -> None:
-    """Move an altered entry away, and say so to who collects notices."""
+    """Move an altered entry aside, and add a notice if notices are collected."""
     aside = path.with_name(f"{path.name}.damaged")
     with contextlib.suppress(OSError):
         path.replace(aside)
@@ -207,7 +207,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock beside a cache entry; without a writable cache there is nothing to guard."""
+    """Hold a lock file beside a cache entry; does nothing if the cache is not writable."""
     lock = path.with_suffix(".lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Examples of several inputs, as columns by name: ``npz:``, ``parquet:`` and ``safetensors:``.
+"""Examples with several inputs, as named columns: ``npz:``, ``parquet:`` and ``safetensors:``.
 
-A column named ``labels`` (or ``label``, ``targets``, ``target``, ``y``, or as ``target`` says) is
-what is to be learnt; every other one is an input of the network, under its name. Without labels, or
-with labels that repeat the tokens as in transformers, the next token is.
+The column named ``labels`` (or ``label``, ``targets``, ``target``, ``y``, or by the option
+``target``) holds the targets; every other column is an input of the network, under its name.
+Without labels, or with labels that repeat the tokens as in transformers, the task is to predict the
+next token.
 """
 
 import hashlib
@@ -27,16 +28,16 @@ from regrow.errors import ConfigError, DataError, short, unknown
 Columns = Mapping[str, NDArray[Any]]
 CLASSIFICATION, REGRESSION, TOKENS = "classification", "regression", "token-classification"
 BATCH_ROWS = 4096
-BYTES_A_VALUE = 24  # as it is read, as int64 or float64, and as a tensor
+BYTES_A_VALUE = 24  # one copy each: as read, as int64 or float64, and as a tensor
 MOST_CLASSES = 2**22  # more than any vocabulary has
 NEXT = "next-token"
 TARGETS = ("labels", "label", "targets", "target", "y")
-MASK = "attention_mask"  # as transformers call it: 0 where a token is padding
+MASK = "attention_mask"  # its name in transformers: 0 where a token is padding
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
 def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
-    """Read the columns of each split as examples; one input alone needs no name."""
+    """Convert the columns of each split to examples; a single input is a plain tensor."""
     if "train" not in splits:
         raise DataError(f"Data set {spec.name!r}: it has no rows to train on.")
     target = _target(splits["train"], spec)
@@ -53,7 +54,7 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
     if not inputs["train"]:
         raise DataError(f"Data set {spec.name!r}: it has no column beside {target!r}.")
     tokens = _tokens(inputs["train"])
-    if tokens is not None:  # whose shape stands for that of an example
+    if tokens is not None:  # first, because ``NamedInputs`` has the shape of its first input
         inputs = {s: NamedInputs({tokens: named[tokens], **named}) for s, named in inputs.items()}
     targets = {split: None if target is None else c[target] for split, c in splits.items()}
     if tokens is not None and all(_repeats(targets[s], inputs[s][tokens]) for s in splits):
@@ -61,7 +62,7 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
     if target is None:
         raise DataError(
             f"Data set {spec.name!r}: expected 'inputs' and 'targets', or a column for each input "
-            f"and the targets as one of {', '.join(TARGETS)}, or under a name "
+            f"and the targets as one of {', '.join(TARGETS)}, or under the name "
             f"given as 'target'. Got {', '.join(inputs['train'])}."
         )
     values = {split: columns[target] for split, columns in splits.items()}
@@ -76,9 +77,9 @@ def labelled(
     *,
     vocabulary: int | None,
 ) -> Arrays:
-    """Join the inputs and the targets of each split: numbers to predict, or classes.
+    """Join the inputs and the targets of each split; targets are numbers or classes.
 
-    Targets of floats are numbers, and so are all where the task is regression.
+    They are numbers if all are floats or the task is regression.
     """
     numbers = spec.task == REGRESSION or all(y.dtype.kind == "f" for y in targets.values())
     names = () if numbers else class_names([*targets.values()])
@@ -117,7 +118,7 @@ def _input(name: str, values: NDArray[Any], spec: DataSpec) -> Tensor:
 
 
 def _tokens(inputs: Mapping[str, Tensor]) -> str | None:
-    """Return the input that is sequences of tokens: the first of ids that are no mask."""
+    """Return the input that holds tokens: the first 2-d integer one that is not a 0/1 mask."""
     ids = (n for n, v in inputs.items() if not v.is_floating_point() and v.dim() == 2)
     return next((name for name in ids if int(inputs[name].max()) > 1), None)
 
@@ -133,7 +134,7 @@ def _alone(inputs: NamedInputs) -> Any:
 
 
 def _repeats(targets: NDArray[Any] | None, tokens: Tensor) -> bool:
-    """Tell whether targets are the tokens themselves, or there are none."""
+    """Return whether there are no targets, or they repeat the tokens (or are ignored)."""
     if targets is None:
         return True
     same = targets.shape == tokens.shape and targets.dtype.kind in "iu"
@@ -147,7 +148,7 @@ def _next_token(
     *,
     tokens: str,
 ) -> Arrays:
-    """Let each token be learnt from those before it; what is padding or ignored is not."""
+    """Make each token the target of the one before it, except for padding and ignored ones."""
     rows = {}
     for split, named in inputs.items():
         ids, given = named[tokens], targets[split]
@@ -169,20 +170,20 @@ def _next_token(
 
 
 def class_names(targets: list[NDArray[Any]]) -> tuple[str, ...]:
-    """Return the names of classes: of whole numbers all up to the largest, else the values."""
+    """Return the names of classes: for integers 0 up to the largest, else the distinct values."""
     values = np.unique(np.concatenate([np.ravel(y) for y in targets]))
     if values.dtype.kind in "iu":
         if int(values.max()) > MOST_CLASSES:
             raise DataError(
-                f"The targets hold labels up to {int(values.max()):,}, and classes count from 0 to "
-                f"at most {MOST_CLASSES:,}. Renumber them, or use texts."
+                f"The targets hold labels up to {int(values.max()):,}, but classes are numbered "
+                f"from 0 to at most {MOST_CLASSES:,}. Renumber them, or use texts."
             )
         return tuple(str(k) for k in range(max(int(values.max()) + 1, 2)))
     return tuple(str(value) for value in values)
 
 
 def targets_of(y: NDArray[Any], names: tuple[str, ...], *, numbers: bool) -> Tensor:
-    """Return targets as numbers, or as places among the names of classes."""
+    """Return targets as numbers, or as indices of classes."""
     if numbers:
         return torch.from_numpy(y.astype(np.float32))
     if y.dtype.kind in "iu":
@@ -196,7 +197,7 @@ def targets_of(y: NDArray[Any], names: tuple[str, ...], *, numbers: bool) -> Ten
 
 
 def split_columns(arrays: Columns) -> dict[str, dict[str, NDArray[Any]]]:
-    """Part arrays by the suffix of their names: ``input_ids_test``; without one they train."""
+    """Group arrays by split, the suffix of their names (``input_ids_test``); by default train."""
     splits: dict[str, dict[str, NDArray[Any]]] = {}
     for name, values in arrays.items():
         stem, _, last = name.rpartition("_")
@@ -210,17 +211,17 @@ def _files(spec: DataSpec, suffix: str) -> list[Path]:
     files = [path] if path.is_file() else []
     if path.is_dir():
         below = (file for file in files_below(path) if file.suffix.lower() == suffix)
-        files = [file for file in below if file.is_file()]  # no pipes, which may never end
+        files = [file for file in below if file.is_file()]  # not pipes: reading may never end
     if not files:
         raise DataError(
             f"Data set {spec.name!r}: no {suffix} file there. Give the path of a file, or of a "
-            f"folder that holds train{suffix}, perhaps beside test{suffix}."
+            f"folder that holds train{suffix} and, optionally, test{suffix}."
         )
     return files
 
 
 def _by_split(spec: DataSpec, suffix: str) -> dict[str, list[Path]]:
-    """Return the files of each split, by their names; a file alone trains."""
+    """Return the files of each split, by their names; a single file is the training split."""
     files = _files(spec, suffix)
     by_split: dict[str, list[Path]] = {}
     for file in files:
@@ -247,7 +248,7 @@ def _digest_of(suffix: str) -> Any:
 
 @register_data("safetensors:", content=_digest_of(".safetensors"))
 def safetensors_columns(spec: DataSpec) -> Arrays:
-    """Read tensors by name as columns, of a file or of a folder with a file for each split."""
+    """Read named tensors as columns, from one file or from a folder with a file for each split."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -267,7 +268,7 @@ def safetensors_columns(spec: DataSpec) -> Arrays:
 
 @register_data("parquet:", content=_digest_of(".parquet"))
 def parquet_columns(spec: DataSpec) -> Arrays:
-    """Read the columns of a Parquet file, or of a folder with files for each split."""
+    """Read the columns of one Parquet file, or of a folder with files for each split."""
     import pyarrow as pa
 
     splits = {}
@@ -283,7 +284,7 @@ def parquet_columns(spec: DataSpec) -> Arrays:
 
 
 def _table(file: Path) -> Any:
-    """Read a Parquet file; one that unfolds to more than memory holds is a ``ValueError``."""
+    """Read a Parquet file; a ``ValueError`` if it would expand to more than fits into memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -295,7 +296,8 @@ def _table(file: Path) -> Any:
         for batch in opened.iter_batches(BATCH_ROWS):
             batches.append(batch)
             taken, done = taken + batch.nbytes, done + len(batch)
-            left = max(0, rows - done)  # then all of it once more, as arrays
+            left = max(0, rows - done)
+            # The rest at the same bytes per row, and a second copy of what is read, as arrays.
             check_room(taken * left / max(1, done) + taken, f"{file.name}: its {rows:,} rows")
         return pa.Table.from_batches(batches, schema=opened.schema_arrow)
 
@@ -307,7 +309,7 @@ def _num_of_fixed_width(opened: Any) -> int:
 
 
 def _stacked(column: Any) -> NDArray[Any]:
-    """Return a column as an array with a row for each example; as objects if they differ."""
+    """Return a column as an array with one row per example; of objects if their shapes differ."""
     values = column.to_numpy(zero_copy_only=False)
     if values.dtype != object or not len(values) or isinstance(values[0], str):
         return np.asarray(values)

@@ -1,4 +1,4 @@
-"""Decoding of encoded images to pixels, with Pillow and a pool of threads."""
+"""Decode images to pixels, with Pillow and a pool of threads."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from regrow.errors import DataError
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBa", "La")
-ORIENTATION = 274  # the EXIF tag that says how an image must be turned to stand upright
+ORIENTATION = 274  # the EXIF tag for how to rotate or flip an image to make it upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,13 +30,13 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPPED = (5, 6, 7, 8)  # those that exchange width and height
+SWAPPED = (5, 6, 7, 8)  # orientations that swap width and height
 ADVICE = "Restore the file, or leave such images out: on_error: skip."
-NUM_SAMPLES = 64  # images looked at before deciding how to hold a data set
+NUM_SAMPLES = 64  # images inspected to decide whether a data set is streamed
 T = TypeVar("T")
-# Pillow lets other threads run while it decodes and scales, but not all of the time.
+# Pillow releases the GIL while it decodes and resizes, but not all of the time.
 MOST_THREADS = 32
-MOST_PIXELS = 89_478_485  # from which on Pillow suspects an attack: 270 MB as RGB
+MOST_PIXELS = 89_478_485  # Pillow's limit against decompression bombs: 270 MB as RGB
 MOST_SCALED_PIXELS = 2**24  # of one image: 67 MB in Pillow's memory, in each thread
 RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 
@@ -45,12 +45,12 @@ RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 class Look:
     """The size and colour of some or all images of a data set."""
 
-    sizes: tuple[tuple[int, int], ...]  # distinct (width, height), first seen first
+    sizes: tuple[tuple[int, int], ...]  # distinct (width, height), in order of appearance
     grey: bool
 
 
 def look(source: Encoded) -> Look:
-    """Read the headers of some images."""
+    """Read the headers of up to 64 images."""
     return _look(source, source.sample(NUM_SAMPLES))
 
 
@@ -70,9 +70,9 @@ def _look(source: Encoded, images: Iterable[tuple[int, bytes]]) -> Look:
 
 
 def num_threads() -> int:
-    """Return how many threads decode: one for each core this process may use, at most 32.
+    """Return the number of decoding threads: one per core this process may use, at most 32.
 
-    Where several ranks were launched on this machine, each takes its share of the cores.
+    If several ranks were launched on this machine, each uses its share of the cores.
     """
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1)
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -80,7 +80,7 @@ def num_threads() -> int:
 
 
 def open_image(data: bytes, *, where: str) -> Image.Image:
-    """Read an image's header; what is no 8-bit image is a ``DataError`` that names it."""
+    """Read an image's header; anything but an 8-bit image raises a ``DataError`` that names it."""
     if not data:
         raise DataError(f"{where}: the image cannot be read (the file is empty). {ADVICE}")
     try:
@@ -101,18 +101,18 @@ def open_image(data: bytes, *, where: str) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return how an opened image, not yet decoded, lies in its file: 1 is upright, as in EXIF."""
-    if "exif" not in image.info or image.format == "TIFF":  # Pillow turns the latter itself
+    """Return the EXIF orientation (1: upright) of an image that is opened but not yet decoded."""
+    if "exif" not in image.info or image.format == "TIFF":  # Pillow rotates the latter itself
         return 1
     try:
         tag = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # as viewers do, an image whose EXIF is damaged is shown as it lies
+    except Exception:  # damaged EXIF: taken as upright, as image viewers do
         return 1
     return tag if tag in TURNS else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height as an opened image, not yet decoded, is seen."""
+    """Return width and height, once upright, of an image that is opened but not yet decoded."""
     width, height = image.size
     return (height, width) if orientation(image) in SWAPPED else (width, height)
 
@@ -123,9 +123,9 @@ def to_pixels(image: Image.Image, *, where: str) -> NDArray[np.uint8]:
 
 
 def to_rgb(image: Image.Image, *, where: str) -> Image.Image:
-    """Decode an opened image to RGB, turned upright; transparency is dropped.
+    """Decode an opened image to upright RGB; transparency is dropped.
 
-    Damaged bytes are a ``DataError`` that names the image. Of an animation this is the first frame.
+    Damaged bytes raise a ``DataError`` that names the image. An animation gives its first frame.
     """
     turn = TURNS.get(orientation(image))
     try:
@@ -138,7 +138,7 @@ def to_rgb(image: Image.Image, *, where: str) -> Image.Image:
 
 
 def unreadable(source: Encoded) -> dict[int, str]:
-    """Decode all images once, keeping none; return what is wrong with those that cannot be read."""
+    """Try to decode all images; return an error message for each that cannot be read, by index."""
 
     def problem(index: int, data: bytes) -> str | None:
         where = source.where(index)
@@ -165,9 +165,9 @@ def fit(image: Image.Image, *, shorter: int, crop: int) -> Image.Image:
 
 
 def fit_for_scoring(image: Image.Image, *, shorter: int, crop: int) -> Image.Image:
-    """Do the same by the very pixels of torchvision's ``Resize`` and ``CenterCrop``.
+    """Resize and crop like ``fit``, to exactly the pixels of torchvision's transforms.
 
-    They cut the longer side's fraction off, and round the place of the crop.
+    Its ``Resize`` truncates the longer side, and its ``CenterCrop`` rounds the crop's offset.
     """
     image = _middle(image, shorter)
     width, height = image.size
@@ -180,9 +180,9 @@ def fit_for_scoring(image: Image.Image, *, shorter: int, crop: int) -> Image.Ima
 
 
 def decode_all(source: Encoded, *, size: int | None) -> NDArray[np.uint8]:
-    """Decode every image once: uint8 [N, C, S, S], with one channel if all are grey.
+    """Decode every image: uint8 [N, C, S, S], with one channel if all are grey.
 
-    Without ``size`` all images must be squares of one size; else that is a ``DataError``.
+    Without ``size``, images that are not all squares of one size raise a ``DataError``.
     """
     first = look(source).sizes[0]
     side = size or first[0]
@@ -207,7 +207,7 @@ def decode_all(source: Encoded, *, size: int | None) -> NDArray[np.uint8]:
 
 
 def _in_threads(source: Encoded, act: Callable[[int, bytes], T]) -> Iterator[T]:
-    """Do the same to every image, chunk by chunk in a pool of threads; yield in order."""
+    """Call ``act`` on every image, one chunk per task of a thread pool; yield results in order."""
 
     def act_on(start: int, chunk: Sequence[bytes]) -> list[T]:
         return [act(index, data) for index, data in enumerate(chunk, start)]
@@ -230,7 +230,7 @@ def _in_threads(source: Encoded, act: Callable[[int, bytes], T]) -> Iterator[T]:
 
 
 def _middle(image: Image.Image, shorter: int) -> Image.Image:
-    """Cut the ends off an image so long that scaling it whole would take gigabytes."""
+    """Crop an extremely long image to its middle, as resizing all of it would take gigabytes."""
     least, most = sorted(image.size)
     if most / least * shorter**2 <= MOST_SCALED_PIXELS:
         return image
@@ -272,7 +272,7 @@ def _check_size(
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
-    # Pillow's own words name the place in memory, which differs each time.
+    # Pillow's message contains a memory address, which differs each time.
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "its bytes are of no known image format" if unknown else error
     return DataError(

@@ -1,4 +1,4 @@
-"""The files below a folder, without those that systems and tools leave there."""
+"""List the files below a folder, without hidden files and those of the operating system."""
 
 import os
 from collections.abc import Iterator
@@ -11,36 +11,36 @@ JUNK_FILES = frozenset({"thumbs.db", "desktop.ini"})  # of Windows
 
 
 def folders_in(root: Path) -> list[Path]:
-    """Return the folders in a folder, sorted; none where there is no such folder."""
+    """Return the folders in a folder, sorted; none if there is no such folder."""
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))
 
 
 def files_below(root: Path) -> list[Path]:
-    """Return all files at any depth, sorted; links to folders are followed, circles are not."""
+    """Return all files at any depth, sorted; links to folders are followed, cycles are not."""
     return sorted(_walk(root, frozenset()))
 
 
 def is_junk(name: str) -> bool:
-    """Tell what is hidden, or belongs to a system rather than to a data set."""
+    """Return whether a name is hidden, or belongs to the operating system, not to a data set."""
     return name.startswith(".") or name in JUNK_FOLDERS or name.lower() in JUNK_FILES
 
 
 def in_words(path: Path | str) -> str:
-    """Write a path or name that may hold bytes outside UTF-8, so that any file can take it."""
+    """Return a path or name as valid UTF-8 text, with other bytes as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: whoever reads it is told
+    except OSError:  # such as a link to itself; reading it then raises an error
         return False
 
 
 def _walk(folder: Path, outside: frozenset[Path]) -> Iterator[Path]:
-    """Yield the files below; ``outside`` are the folders that links led to on the way here."""
+    """Yield the files below; ``outside`` are the targets of the links followed to get here."""
     try:
         with os.scandir(folder) as entries:
             listed = [entry for entry in entries if not is_junk(entry.name)]

@@ -43,23 +43,23 @@ class ImageFiles:
         return in_words(self.paths[index])
 
     def identity(self) -> str:
-        """Digest paths, sizes and times of change."""
+        """Return a digest of paths, sizes and modification times."""
         return digest([(str(path), *_stat(path)) for path in self.paths])
 
     def sample(self, num: int) -> list[tuple[int, bytes]]:
-        """Read evenly spaced files, so from many classes."""
+        """Read evenly spaced files, to cover many classes."""
         num = min(num, len(self))
         indices = (n * len(self) // num for n in range(num))
         return [(index, self._read_or_nothing(index)) for index in indices]
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
-        """Read all files in order; no bytes stand for one that cannot be read."""
+        """Read all files in order; a file that cannot be read gives b""."""
         for start in range(0, len(self), CHUNK_IMAGES):
             stop = min(start + CHUNK_IMAGES, len(self))
             yield [self._read_or_nothing(index) for index in range(start, stop)]
 
     def reader(self, cache: Path) -> Callable[[int], bytes]:
-        """Return the reading of one file; nothing needs to be cached."""
+        """Return a function that reads one file; it does not use the cache."""
         return self._read
 
     def _read(self, index: int) -> bytes:
@@ -87,14 +87,14 @@ class _Half:
 
 @dataclass(frozen=True)
 class _SplitFolders:
-    """The folder of each split, with what was not read."""
+    """The folder of each split, and notices about what was not read."""
 
     halves: dict[str, _Half]
     notices: tuple[str, ...]
 
 
 def _content(spec: DataSpec) -> str:
-    """Digest the relative paths and sizes of all images; reading them all would not be cheap."""
+    """Return a digest of the images' relative paths and sizes; reading them all would be slow."""
     base = _base(spec)
     return digest(
         [
@@ -109,10 +109,10 @@ def _content(spec: DataSpec) -> str:
 def folder(spec: DataSpec) -> Raw:
     """Read PATH/train/CLASS/* and PATH/test/CLASS/*, images at any depth below their class.
 
-    The folders may also be called training and testing, in any case, and a validation split val,
-    validation, valid, eval or dev: it is tested on where there is no test split, else used unless a
-    validation share is asked for. With PATH/CLASS/* alone, or no test folder, a fifth of the images
-    is drawn for testing.
+    The folders may also be called training and testing, in upper or lower case, and a validation
+    split val, validation, valid, eval or dev. Without a test split, the validation split is used
+    for testing; with one, it is used for validation, unless a validation share is given. With
+    PATH/CLASS/* alone, or neither split, a fifth of the images is drawn for testing.
     """
     folders = _find(spec)
     train = folders.halves["train"]
@@ -141,7 +141,7 @@ def _base(spec: DataSpec) -> Path:
 
 
 def _find(spec: DataSpec) -> _SplitFolders:
-    """Find the folders of classes: for training, testing and validation where there are any."""
+    """Find the class folders of each split, with notices about what is not read."""
     base = _base(spec)
     folders = folders_in(base)
     splits = _splits(spec, base, folders)
@@ -172,15 +172,15 @@ def _find(spec: DataSpec) -> _SplitFolders:
 
 
 def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
-    """Tell splits from classes: return the folder of each split, none where all are classes.
+    """Return the folder of each split; none if all folders are classes.
 
-    A folder called train holds the folders of classes. Where none does, and every folder is named
-    after a split in other words (training_set), they are splits too.
+    A folder called train that contains class folders is a split, so the others named like splits
+    are too. Without one, folders are splits if every name contains a split's (training_set).
     """
     by_name = {path: split_called(path.name) for path in folders}
     by_folder = {path: split for path, split in by_name.items() if split and folders_in(path)}
     if "train" in by_folder.values():
-        # Beside a folder of classes, one of mere images is a split as well: one without labels.
+        # Then a folder named like a split that holds images directly is a split without labels.
         by_folder = {path: split for path, split in by_name.items() if split}
     else:
         words = {path: named.split for path in folders if (named := split_within(path.name))}
@@ -210,7 +210,7 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
 
 
 def _half_alone(base: Path, folders: list[Path]) -> _SplitFolders:
-    """Read a folder whose folders are all classes, some of them named like a split."""
+    """Read a folder whose folders are all classes; some may be named like a split."""
     split_names = [path.name for path in folders if split_called(path.name)]
     if len(split_names) > 1 and "train" in map(split_called, split_names):
         raise DataError(
@@ -227,12 +227,12 @@ def _half_alone(base: Path, folders: list[Path]) -> _SplitFolders:
 
 
 def _half(root: Path) -> tuple[_Half, list[str]]:
-    """Read the class folders of a split; return with them what people should know."""
+    """Read the class folders of a split; return them with notices about what was not read."""
     folders = folders_in(root)
     if len(folders) < 2:
         inner = [path for path in folders if any(split_called(p.name) for p in folders_in(path))]
         hint = (
-            f"Its folder {inner[0].name!r} has folders of splits: give the path of that."
+            f"Its folder {inner[0].name!r} has folders of splits: give the path of that folder."
             if inner
             else "Put each class's images into a folder of its name."
         )
@@ -251,7 +251,7 @@ def _half(root: Path) -> tuple[_Half, list[str]]:
                 f"{path}: the class has no image (looked for files ending in "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}). Add its images, or remove the folder."
             )
-        # The accents of one name may be written in two ways, as those of archives from macOS are.
+        # Unicode has two encodings of accented letters; archives from macOS use the other one.
         name = unicodedata.normalize("NFC", in_words(path.name))
         if name in files:
             raise DataError(f"{path}: a second folder of the class {name!r}. Put both into one.")
@@ -267,7 +267,7 @@ def _half(root: Path) -> tuple[_Half, list[str]]:
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    """Return size and time of change; -1 for a link that leads nowhere, which reading will name."""
+    """Return size and modification time; -1 each for a broken link, which fails when it is read."""
     try:
         stat = path.stat()
     except OSError:

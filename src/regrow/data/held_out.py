@@ -1,4 +1,4 @@
-"""The split of a data set's rows into training, validation and test."""
+"""Split a data set's rows into training, validation and test."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from regrow.data.spec import DataSpec
 from regrow.data.splits import seeded_subset, split
 from regrow.errors import DataError
 
-TEST_SHARE = 0.2  # of the examples, where no test split is published
+TEST_SHARE = 0.2  # of the examples, if no test split is published
 SHOWN = 3  # classes, in a notice
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Rows of the training split that are trained on, and of a named split for each other use."""
+    """The rows for each use; ``validation`` and ``test`` also name the split that they index."""
 
     train: Tensor
     validation: tuple[str, Tensor] | None
@@ -28,10 +28,10 @@ class HeldOut:
 def hold_out(
     labels: Mapping[str, Tensor], classes: tuple[str, ...], spec: DataSpec, *, noun: str = "image"
 ) -> HeldOut:
-    """Draw in this order, each by ``spec.seed``: the test split, the subset, the validation share.
+    """Draw the test split, the subset and the validation share, in this order, by ``spec.seed``.
 
-    ``labels``: the class of each row of the splits ``train``, ``test`` and ``validation``, as far
-    as they are published; every class is drawn in proportion.
+    ``labels``: the class of each row of the published splits among ``train``, ``test`` and
+    ``validation``. Draws are stratified by class.
     """
     train_labels = labels["train"]
     rows = torch.arange(len(train_labels))
@@ -59,14 +59,14 @@ def hold_out(
         _check_drawn(validation[1], spec, noun, purpose="validation", remedy=remedy)
         if published is not None:
             notices.append(
-                f"The published validation split is left out: 'validation' asks for a share of the "
-                f"training {noun}s."
+                f"The published validation split is left out: the option 'validation' uses a share "
+                f"of the training {noun}s."
             )
     elif published is not None:
         validation = ("validation", torch.arange(len(published)))
         notices.append(
             f"The validation split ({len(published)} {noun}s) is used neither for training nor "
-            "for testing; networks are also scored on it."
+            "for testing; networks are scored on it in addition."
         )
     messages = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
     return HeldOut(
@@ -83,7 +83,7 @@ def _check_drawn(rows: Tensor, spec: DataSpec, noun: str, *, purpose: str, remed
 
 
 def _unseen(labels: Tensor, classes: tuple[str, ...], noun: str, *, of: str) -> list[str]:
-    """Say which classes have no example in a split that is scored."""
+    """Return a notice if classes have no example in a split that networks are scored on."""
     missing = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
     if not missing:
         return []

@@ -1,4 +1,4 @@
-"""Image classification in Parquet files, as Hugging Face data sets are published."""
+"""Read image classification data sets from Parquet files, the format of the Hugging Face hub."""
 
 import json
 from bisect import bisect_right
@@ -21,22 +21,22 @@ from regrow.data.parquet import find
 from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError, unknown
 
-# Preferred first: a set with several label columns (CIFAR-100's fine and coarse) means the finest.
+# In order of preference. Of CIFAR-100's two label columns, the fine one is its usual task.
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 IMAGE_COLUMNS = ("image", "img", "images")
 HOLDS = {
     "image": "images (bytes)",
     "label": "class labels (whole numbers, texts or truths)",
 }
-BYTES_A_LABEL = 64  # also as Python's own values
+BYTES_A_LABEL = 64  # including Python objects
 CHUNK_IMAGES = 256
 DIGEST = pa.binary(32)
-ROWS = pa.schema([("image", pa.large_binary()), ("digest", DIGEST)])  # of the cache
+ROWS = pa.schema([("image", pa.large_binary()), ("digest", DIGEST)])  # of the cached copy
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The image column of Parquet files, read in order or, for streaming, row by row."""
+    """The image column of Parquet files, read in order or, for streaming, by row."""
 
     files: tuple[Path, ...]
     column: str
@@ -52,7 +52,7 @@ class ParquetImages:
         return _where(self.files, self.counts, index)
 
     def identity(self) -> str:
-        """Digest the files."""
+        """Return a digest of the files and the column's name."""
         return digest(self.column, [file_digest(file, root=self.root) for file in self.files])
 
     def sample(self, num: int) -> list[tuple[int, bytes]]:
@@ -60,7 +60,7 @@ class ParquetImages:
         images = list(enumerate(next(self._batches(num))))
         if not any(data for _, data in images):
             raise DataError(
-                f"{self.where(0)}: there is no image, nor in the rows after it (the bytes in "
+                f"{self.where(0)}: neither this row nor those after it have an image (the bytes in "
                 f"column {self.column!r} are null). Embed the images in the Parquet files."
             )
         return images
@@ -72,9 +72,9 @@ class ParquetImages:
     def reader(self, cache: Path) -> Callable[[int], bytes]:
         """Return a function that reads one image from a memory map.
 
-        Parquet can only be read in large pieces, so the images are first written, as they are, into
-        one file of the cache from which any row can be taken. Each carries a digest, which is
-        checked when it is read.
+        Parquet can only be read in large blocks, so the encoded images are first copied to one
+        file in the cache that allows random access. Each is stored with a digest, which is checked
+        when it is read.
         """
         name = cache / "encoded" / f"{self.identity()}.arrow"
         path = kept_file(name, self._write_rows, sound=lambda file: _rows(file) is not None)
@@ -113,10 +113,10 @@ class ParquetImages:
 
 
 def _rows(path: Path) -> Any:
-    """Map the images of a file of the cache; None if it is damaged."""
+    """Memory-map the images of a cached file; None if it is damaged."""
     try:
         rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        rows.validate(full=True)  # places in the file, which would be followed anywhere
+        rows.validate(full=True)  # offsets, as Arrow would otherwise read wherever they point
     except (pa.ArrowException, OSError, ValueError):
         return None
     return rows if rows.schema == ROWS else None
@@ -142,13 +142,13 @@ def _digest(file: Path, root: Path) -> str:
 def hugging_face(spec: DataSpec) -> Raw:
     """Read the Parquet files below a folder, or those of a data set on the Hugging Face hub.
 
-    Files are told apart by name: ``train-*.parquet``, ``test-*``, ``validation-*`` (or folders
+    File names determine the split: ``train-*.parquet``, ``test-*``, ``validation-*`` (or folders
     ``train/*.parquet``), also ``training``, ``testing``, ``val``, ``valid``, ``eval``, ``dev``, in
-    any case. Without a test split that has labels the validation split serves as test; with both,
-    it is the validation split, used unless a validation share is asked for; with neither, a fifth
-    of the images is drawn for testing. Images are encoded bytes, alone or in a struct with
-    ``bytes``; labels are whole numbers, named by the schema's ClassLabel where there is one, texts
-    or truths.
+    upper or lower case. Without a test split that has labels, the validation split is used for
+    testing; with one, it is used for validation, unless a validation share is given; without
+    either, a fifth of the images is drawn for testing. Images are encoded bytes, alone or in a
+    struct with the field ``bytes``; labels are integers (with the names of the schema's ClassLabel,
+    if any), texts or booleans.
     """
     split_files = find(spec)
     parts: dict[str, _ReadSplit] = {}
@@ -187,10 +187,10 @@ def hugging_face(spec: DataSpec) -> Raw:
 
 @dataclass(frozen=True)
 class _ReadSplit:
-    """One split as read: its images, and its labels if it has a column of them."""
+    """One split as read: its images, and its labels if it has a label column."""
 
     images: ParquetImages
-    label: str  # the column
+    label: str  # the name of the label column
     labels: LabelColumn | None
     notices: tuple[str, ...]
 
@@ -200,9 +200,9 @@ class _ReadSplit:
 
 
 def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _ReadSplit | None) -> _ReadSplit:
-    """Read the labels of a split's files, and where its images are.
+    """Read a split: its labels, and a source of its images.
 
-    Other splits than ``train`` have the labels of its column, or none.
+    Splits other than ``train`` use the label column of ``train``, or have no labels.
     """
     schema, counts = _schema(files)
     image, other_images = _image_column(spec, schema, where=files[0])
@@ -214,7 +214,7 @@ def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _ReadSplit | None) 
     images = ParquetImages(files=files, column=image, counts=counts, root=data_root(spec))
     notices = tuple(
         f"The column {column!r} is read; others hold {kind}s too ({', '.join(alternatives)}). To "
-        f"use another, name it by the option '{kind}_column'."
+        f"use another, name it in the option '{kind}_column'."
         for kind, column, alternatives in (
             ("image", image, other_images),
             ("label", label, other_labels),
@@ -233,7 +233,7 @@ def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _ReadSplit | None) 
 
 
 def _left_out(part: _ReadSplit) -> str | None:
-    """Say why a split cannot be used, if so."""
+    """Return why a split cannot be used, or None if it can."""
     if not len(part.images):
         return "it is empty"
     if part.labels is None:
@@ -242,7 +242,7 @@ def _left_out(part: _ReadSplit) -> str | None:
 
 
 def _class_names(files: tuple[Path, ...], column: str) -> tuple[str, ...] | None:
-    """Return the names of classes that the files give, which must agree where they do."""
+    """Return the class names in the files' metadata, or None; those of all files must agree."""
     by_names: dict[tuple[str, ...], Path] = {}
     for file in files:
         with _reading(file):
@@ -253,13 +253,13 @@ def _class_names(files: tuple[Path, ...], column: str) -> tuple[str, ...] | None
         first, second = list(by_names.values())[:2]
         raise DataError(
             f"{second}: its classes differ from those of {first.name}, or have another order, so "
-            "the same label would mean two classes. Files of one split must name the classes alike."
+            "one label would mean two classes. Files of one split must list the same classes."
         )
     return next(iter(by_names), None)
 
 
 def _schema(files: tuple[Path, ...]) -> tuple[Any, tuple[int, ...]]:
-    """Return the schema of the first file, which all must share, and the rows of each."""
+    """Return the schema that all files must share, and the number of rows of each file."""
     schemas, counts = [], []
     for path in files:
         with _reading(path), pq.ParquetFile(path) as file:
@@ -277,20 +277,20 @@ def _schema(files: tuple[Path, ...]) -> tuple[Any, tuple[int, ...]]:
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """Read the column descriptions that Hugging Face keeps in the schema, if any."""
+    """Read Hugging Face's column descriptions from the schema's metadata, if any."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return {}
     try:
         features = json.loads(text)["info"]["features"]
-    except (ValueError, KeyError, TypeError):  # other versions describe less: columns go by type
+    except (ValueError, KeyError, TypeError):  # other versions: columns are chosen by type
         return {}
     described = features.items() if isinstance(features, dict) else ()
     return {name: value for name, value in described if isinstance(value, dict)}
 
 
 def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tuple[str, ...]]:
-    """Choose the column of images; return the others that could be meant, too."""
+    """Choose the image column; return it and the other columns that could be meant."""
     fitting = [field.name for field in schema if _holds_images(field.type)]
     column = _column(
         fitting, wanted=spec.image_column, preferred=IMAGE_COLUMNS, kind="image", where=where
@@ -301,7 +301,7 @@ def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
 
 
 def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tuple[str, ...]]:
-    """Choose the column of labels; return the others that could be meant, too."""
+    """Choose the label column; return it and the other columns that could be meant."""
     kinds = {field.name: kind_of(field.type) for field in schema}
     labels = [name for name, kind in kinds.items() if kind is not None]
     wanted, features = spec.label_column, _features(schema)
@@ -317,7 +317,7 @@ def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
         kind = schema.field(several[0]).type
         raise DataError(
             f"{where}: the column {several[0]!r} holds {kind}, not one class for each image. Name "
-            "a column of whole numbers or texts by the option 'label_column'."
+            "a column of whole numbers or texts in the option 'label_column'."
         )
     fitting = labels if wanted is not None else likely
     column = _column(fitting, wanted=wanted, preferred=LABEL_COLUMNS, kind="label", where=where)
@@ -329,7 +329,10 @@ def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
 def _column(
     fitting: list[str], *, wanted: str | None, preferred: tuple[str, ...], kind: str, where: Path
 ) -> tuple[str, tuple[str, ...]] | None:
-    """Choose the column wanted, else the preferred or only one of those that fit, if any does."""
+    """Choose ``wanted``, else the preferred or only fitting column; return the other ones too.
+
+    None if no column fits.
+    """
     if wanted is not None:
         if wanted not in fitting:
             raise ConfigError(f"{where}: {unknown(f'{kind} column', wanted, fitting)}")
@@ -338,7 +341,7 @@ def _column(
     if len(likely) > 1 and likely[0] not in preferred:
         raise DataError(
             f"{where}: expected one column of {HOLDS[kind]}, got {', '.join(fitting)}. "
-            f"Name it by the option '{kind}_column'."
+            f"Name it in the option '{kind}_column'."
         )
     return (likely[0], tuple(n for n in fitting if n != likely[0])) if likely else None
 
@@ -347,7 +350,7 @@ def _no_column(schema: Any, kind: str, *, where: Path) -> str:
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
     return (
         f"{where}: expected one column of {HOLDS[kind]}, got none. "
-        f"Name it by the option '{kind}_column'; the columns are {columns}."
+        f"Name it in the option '{kind}_column'; the columns are {columns}."
     )
 
 
@@ -377,7 +380,7 @@ def _where(files: tuple[Path, ...], counts: tuple[int, ...], index: int) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises on a damaged file into one message."""
+    """Convert pyarrow's exceptions for damaged files to a ``DataError``."""
     try:
         check_plain(path)
         yield

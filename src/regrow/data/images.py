@@ -1,16 +1,16 @@
 """The images of one split: in memory as one tensor, or decoded from files while training runs.
 
-Both kinds answer alike. A training draws for a whole epoch, announces what it will ask for, and
-asks::
+Both kinds have the same interface. Training draws random numbers for a whole epoch, announces the
+batches that it will need, and reads them::
 
-    draws = images.draw(kind, generator)                       # int64 [N, ...], a row a place
+    draws = images.draw(kind, generator)                       # int64 [N, ...]
     images.prefetch(later, later_draws, kind=kind)             # any number of batches ahead
     pixels = images.augmented(indices, draws[rows], kind=kind)  # uint8 [B, C, H, W]
 
-For images in memory, ``prefetch`` has nothing to do and ``augmented`` equals
+For images in memory, ``prefetch`` does nothing and ``augmented`` equals
 ``augment(images.batch(indices), draws, kind=kind)``. Streamed images decode the announced batches
-in a pool of threads, and cut a ``resized-crop-flip`` out of the image as it is in its file, before
-it is scaled down: its size is known only then, so what is drawn is a seed for each image.
+in a pool of threads. They crop for ``resized-crop-flip`` at the full size of the file, before
+resizing. That size is known only once the image is opened, so the draw is a seed for each image.
 Evaluation uses ``prefetch(indices)`` and ``batch(indices)``.
 """
 
@@ -31,13 +31,13 @@ from regrow.data.augment import augment, crop_boxes, draw, draw_crops
 from regrow.data.decode import fit_for_scoring, num_threads, open_image, to_rgb
 from regrow.data.named import NamedInputs
 
-# Announced batches that are kept; older ones that nobody asked for are dropped. 8 batches of 256
+# The most announced batches that are kept; the oldest unread ones are dropped. 8 batches of 256
 # images at 224 px are 300 MB.
 BATCHES_AHEAD = 8
 
 
 class Images(ABC):
-    """Labelled images that are read by batches of indices."""
+    """Labelled images that are read in batches, by index."""
 
     def __init__(self, labels: Tensor) -> None:
         self._labels = labels
@@ -53,26 +53,26 @@ class Images(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Any:
-        """Read images as they are evaluated: uint8 [B, C, H, W] for int64 indices [B]."""
+        """Read images for evaluation: uint8 [B, C, H, W] for int64 indices [B]."""
 
     @abstractmethod
     def draw(self, kind: str, generator: torch.Generator) -> Tensor:
-        """Draw for an epoch what ``augmented`` needs: int64 [N, ...], on the CPU."""
+        """Draw the random numbers that ``augmented`` needs for an epoch: int64 [N, ...], on CPU."""
 
     @abstractmethod
     def augmented(self, indices: Tensor, draws: Tensor, *, kind: str) -> Tensor:
-        """Read images as they are trained on, each augmented by its row of draws."""
+        """Read images for training, each augmented by its row of draws."""
 
     @abstractmethod
     def prefetch(self, indices: Tensor, draws: Tensor | None = None, *, kind: str = "none") -> None:
-        """Announce a later ``augmented`` of the same arguments, or ``batch`` if none are given."""
+        """Announce a later call of ``augmented`` or (without draws) ``batch`` with these values."""
 
 
 @final
 class MemoryImages(Images):
-    """Images in one uint8 tensor ``pixels`` [N, C, H, W], on whichever device that is.
+    """Images in one uint8 tensor ``pixels`` [N, C, H, W], on any device.
 
-    Or examples of another kind: one tensor, or several by name.
+    Also used for examples of other kinds: one tensor, or several by name.
     """
 
     def __init__(self, pixels: Tensor | NamedInputs, labels: Tensor) -> None:
@@ -86,7 +86,7 @@ class MemoryImages(Images):
         return self.pixels.index_select(0, indices)
 
     def draw(self, kind: str, generator: torch.Generator) -> Tensor:
-        """Draw as ``augment`` needs it."""
+        """Draw the random numbers that ``augment`` needs."""
         return draw(kind, len(self), size=self.pixels.shape[-1], generator=generator)
 
     def augmented(self, indices: Tensor, draws: Tensor, *, kind: str) -> Tensor:
@@ -94,18 +94,18 @@ class MemoryImages(Images):
         return augment(self.batch(indices), draws, kind=kind)
 
     def prefetch(self, indices: Tensor, draws: Tensor | None = None, *, kind: str = "none") -> None:
-        """Do nothing: the images are here already."""
+        """Do nothing: the images are already in memory."""
 
     def to(self, device: torch.device | str) -> "MemoryImages":
-        """Return the same images and labels on a device, copied once for all who ask."""
-        target = torch.empty(0, device=device).device  # "cuda" is the one in use
+        """Return the same images and labels on a device; all callers share one copy."""
+        target = torch.empty(0, device=device).device  # "cuda" means the current one
         if target == self.pixels.device:
             return self
         with self._lock:
             if target not in self._copies:
                 copy = MemoryImages(self.pixels.to(target), self._labels.to(target))
                 if target.type == "cuda":
-                    # Whoever asks next may compute on another stream.
+                    # The next caller may use another stream.
                     torch.cuda.synchronize(target)
                 self._copies[target] = copy
             return self._copies[target]
@@ -116,7 +116,7 @@ _Bytes = NDArray[np.uint8]  # [C, H, W]
 
 
 class _DecodedBatch(NamedTuple):
-    """A batch that is being decoded: ready when all its parts are."""
+    """A batch that is being decoded; it is ready when all its parts are."""
 
     pixels: Tensor
     parts: list[Future[None]]
@@ -126,8 +126,9 @@ class _DecodedBatch(NamedTuple):
 class StreamedImages(Images):
     """Images that are read and decoded by a pool of threads, batch by batch.
 
-    ``read`` returns the encoded bytes of a row and ``where`` names it in errors; ``rows`` are those
-    of this split. Evaluation resizes the shorter side to ``shorter`` pixels, and crops the centre.
+    ``read`` returns the encoded bytes of a row, ``where`` names it in errors, and ``rows`` are the
+    rows of this split. Evaluation resizes the shorter side to ``shorter`` pixels, and crops the
+    centre.
     """
 
     def __init__(
@@ -152,11 +153,11 @@ class StreamedImages(Images):
         self._announced: OrderedDict[_Key, _DecodedBatch] = OrderedDict()
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Decode images as they are evaluated, or take them as announced."""
+        """Return images for evaluation, decoded now or already announced."""
         return self._take(indices, None)
 
     def draw(self, kind: str, generator: torch.Generator) -> Tensor:
-        """Draw as ``augment`` needs it; a seed for each image's resized crop."""
+        """Draw the random numbers ``augment`` needs, or a seed for each image's resized crop."""
         if kind == "resized-crop-flip":
             return torch.randint(2**62, (len(self), 1), generator=generator)
         return draw(kind, len(self), size=self._size, generator=generator)
@@ -168,7 +169,7 @@ class StreamedImages(Images):
         return augment(self.batch(indices), draws, kind=kind)
 
     def prefetch(self, indices: Tensor, draws: Tensor | None = None, *, kind: str = "none") -> None:
-        """Begin to decode a later batch."""
+        """Start decoding a later batch."""
         seeds = draws if kind == "resized-crop-flip" else None
         key = _key(indices, seeds)
         if key in self._announced:
@@ -185,13 +186,13 @@ class StreamedImages(Images):
         return batch.pixels
 
     def _submit(self, indices: Tensor, seeds: Tensor | None) -> "_DecodedBatch":
-        """Begin to decode images into their places of one tensor."""
+        """Start decoding images, each into its place in one tensor."""
         rows = [self._rows[i] for i in indices.tolist()]
         image_seeds = [None] * len(rows) if seeds is None else seeds.flatten().tolist()
         shape = (len(rows), self._channels, self._size, self._size)
-        # From pinned memory the copy to a GPU does not hold up the steps before.
+        # Pinned, so that the copy to a GPU is asynchronous.
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=_on_gpu())
-        # As an array: who scores is in inference mode, and its tensors take no writes from threads.
+        # As an array: in inference mode (scoring), other threads cannot write to its tensors.
         places = pixels.numpy()
         return _DecodedBatch(
             pixels,
@@ -231,7 +232,7 @@ class StreamedImages(Images):
 
 
 def _on_gpu() -> bool:
-    """Tell whether this process computes on a GPU."""
+    """Return whether this process uses a GPU."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 

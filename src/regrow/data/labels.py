@@ -1,6 +1,7 @@
-"""Classes and their numbers, from the labels in a column of a table.
+"""Number the classes of the labels in a column of a table.
 
-Classes are named by the file, or found: whole numbers from 0 or from 1, or the texts that occur.
+Class names come from the file's metadata or from the labels: integers from 0 or 1, or the distinct
+texts.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,15 +16,15 @@ from torch import Tensor
 from regrow.core.texts import quoted
 from regrow.errors import DataError
 
-NO_LABEL = -1  # stands for it in published test splits whose labels are kept secret
-# Above this, and with fewer than two images a class, a column is taken for one of ids.
+NO_LABEL = -1  # marks a missing label in published test splits whose labels are withheld
+# With more classes than this, and fewer than two images per class, a column is taken for ids.
 MOST_CLASSES_OF_ONE = 1000
 SHOWN = 5  # classes, in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelColumn:
-    """The labels of one split as they are in its files, and the names of classes, if any."""
+    """The labels of one split as stored in its files, and the class names, if any."""
 
     column: str
     values: pa.Array  # as ``plain`` returns them
@@ -33,7 +34,7 @@ class LabelColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """Classes, and the labels of each split as int64 tensors of their numbers."""
+    """Classes, and the labels of each split as int64 tensors of class numbers."""
 
     classes: tuple[str, ...]
     labels: Mapping[str, Tensor]
@@ -41,7 +42,7 @@ class Coded:
 
 
 def kind_of(type_: Any) -> str | None:
-    """Return what labels of a type are: whole numbers, truths, texts, numbers; or None.
+    """Return the kind of labels that an Arrow type holds, or None if it cannot hold labels.
 
     >>> kind_of(pa.int32()), kind_of(pa.list_(pa.int64()))
     ('integer', None)
@@ -60,9 +61,9 @@ def kind_of(type_: Any) -> str | None:
 
 
 def is_labelled(labels: LabelColumn) -> bool:
-    """Tell whether a split has labels; one that has some and lacks others is a ``DataError``.
+    """Return whether a split has labels; one that lacks only some raises a ``DataError``.
 
-    Missing are those that are null, -1 or an empty text.
+    A label is missing if it is null, NaN, -1 or an empty text.
     """
     values = labels.values
     missing = pc.is_null(values, nan_is_null=True)
@@ -85,9 +86,9 @@ def is_labelled(labels: LabelColumn) -> bool:
 
 
 def code(columns: Mapping[str, LabelColumn]) -> Coded:
-    """Number the classes of all splits alike; ``train`` says what they are.
+    """Number the classes of ``train``, and convert the labels of all splits to these numbers.
 
-    Labels that cannot be classes, or mean another thing in another split, are a ``DataError``.
+    Labels that cannot be classes, or differ in meaning between splits, raise a ``DataError``.
     """
     values = {split: _whole(column) for split, column in columns.items()}
     train = columns["train"]
@@ -115,7 +116,7 @@ def _code_texts(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Arra
             row = numbers.is_null().index(True).as_py()
             raise DataError(
                 f"{columns[split].where(row)}: the classes differ: no training image is labelled "
-                f"{split_values[row].as_py()!r}. The labels of both must mean the same."
+                f"{split_values[row].as_py()!r}. Labels must mean the same in both splits."
             )
         labels[split] = torch.tensor(numbers.to_numpy(zero_copy_only=False).astype("int64"))
     kind = "true or false" if kind_of(train.values.type) == "boolean" else "texts"
@@ -138,13 +139,13 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
         if least < first:
             raise DataError(
                 f"{column.where(pc.index(values[split], least).as_py())}: the label is {least}, "
-                f"and the first class is {first}. Number the classes alike, from 0 or from 1."
+                f"and the first class is {first}. Number all splits' classes from 0 or from 1."
             )
         if column.names is None and most - first >= len(classes):
             raise DataError(
                 f"{column.where(pc.index(values[split], most).as_py())}: the classes differ: train "
-                f"has {len(classes)}, and here the label is {most}. The labels of both must mean "
-                "the same."
+                f"has {len(classes)}, and here the label is {most}. Labels must mean the same in "
+                "both splits."
             )
         _check_same(classes, _names(column, first, most), split=split, where=column.where(0))
     labels = {
@@ -163,12 +164,12 @@ def _names(labels: LabelColumn, first: int, last: int) -> tuple[str, ...]:
 
 
 def _check_count(num: int, labels: LabelColumn) -> None:
-    """Refuse a column of ids before anything is made for each of its numbers."""
+    """Raise for a column of ids, before a class name is created for each of its numbers."""
     images = len(labels.values)
     if num > images or (num > MOST_CLASSES_OF_ONE and 2 * num > images):
         raise DataError(
-            f"{labels.where(0)}: the column {labels.column!r} would make {num} classes of {images} "
-            "images, as ids do. Each class needs images; name the column of classes by the option "
+            f"{labels.where(0)}: the column {labels.column!r} would give {num} classes for "
+            f"{images} images, so it seems to hold ids. Name the column of classes in the option "
             "'label_column'."
         )
 
@@ -184,12 +185,12 @@ def _check_same(
     )
     raise DataError(
         f"{where}: the classes differ: train has {len(train)}, {split} has {len(classes)}; "
-        f"{detail}. The labels of both must mean the same."
+        f"{detail}. Labels must mean the same in both splits."
     )
 
 
 def plain(values: Any) -> Any:
-    """Return labels in one of the types that Arrow can compute with."""
+    """Convert labels to a type that Arrow's compute functions support."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     wider = {"text": pa.string(), "number": pa.float64()}.get(kind_of(values.type) or "")
@@ -197,7 +198,7 @@ def plain(values: Any) -> Any:
 
 
 def _whole(labels: LabelColumn) -> Any:
-    """Return labels as texts or whole numbers."""
+    """Convert labels to texts or int64; other numbers raise a ``DataError``."""
     values = labels.values
     kind = kind_of(values.type)
     if kind == "boolean":
@@ -208,7 +209,7 @@ def _whole(labels: LabelColumn) -> Any:
             row = split.index(True).as_py()
             raise DataError(
                 f"{labels.where(row)}: the label is {values[row].as_py()}, not a whole number. "
-                "Classes are needed, not amounts; name their column by the option 'label_column'."
+                "Labels must be classes; name their column in the option 'label_column'."
             )
         return _integers(labels, values)
     return values if kind == "text" else _integers(labels, values)
@@ -220,5 +221,5 @@ def _integers(labels: LabelColumn, values: Any) -> Any:
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{labels.where(0)}: the column {labels.column!r} has numbers beyond 64 bits, which "
-            "are no classes. Name the column of classes by the option 'label_column'."
+            "cannot be classes. Name the column of classes in the option 'label_column'."
         ) from error

@@ -1,4 +1,4 @@
-"""Loading of data sets, ready for training, and the fingerprint of their content."""
+"""Load data sets, ready for training, and compute the fingerprint of their content."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, replace
@@ -23,24 +23,23 @@ from regrow.errors import ConfigError, DataError, unknown
 
 # The ImageNet test transform: shorter side 256 for a crop of 224.
 TEST_RESIZE = 256 / 224
-VERSION = 1  # raise it when the same spec and files come to mean other images
-DECODED_VERSION = 2  # of decoded copies; 2: images are turned upright
+VERSION = 1  # raise it when the same spec and files give other images
+DECODED_VERSION = 2  # of decoded copies; 2: images are rotated upright
 BOX_TASK = "detection"
-BOXED_SIZE = 64  # of an image on which a network is traced that knows no other images
+BOXED_SIZE = 64  # of the images that a network is traced with
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Examples of a spec, split, with what a training needs to know about them.
+    """The loaded, split examples of a spec, with the facts that training needs.
 
-    Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1]. Of other
-    examples, which are inputs and targets ready for a network, ``mean`` and ``std`` are those that
-    their numbers were standardised by (``target_mean`` and ``target_std`` the targets'), flat; of
-    sequences of tokens ``vocabulary`` counts the tokens there are, and ``inputs`` is the text of an
-    example of these, or of several inputs. Splits of images with boxes
-    are ``Boxed``, and ``size`` is that of an image to trace a network on. ``augmentation`` is the
-    kind that a recipe uses unless it names one; ``task`` is what is learnt; ``notices`` are for
-    people.
+    Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1]. Other examples
+    are inputs and targets ready for a network: ``mean`` and ``std`` (flattened) are those by which
+    the inputs were standardised, ``target_mean`` and ``target_std`` those of the targets;
+    ``vocabulary`` is the number of different tokens, if inputs are tokens; ``inputs`` describes an
+    example of tokens or of several inputs, as text. Splits of images with boxes are ``Boxed``, and
+    ``size`` is that of an image to trace a network with. ``augmentation`` is the kind that a recipe
+    uses by default, ``task`` the name of the learning task, ``notices`` messages for the user.
     """
 
     spec: DataSpec
@@ -62,12 +61,12 @@ class Dataset:
 
     @property
     def has_boxes(self) -> bool:
-        """True if examples are images of any size with boxes, which a detector scales."""
+        """True if examples are images of any size with boxes; a detector scales them."""
         return not isinstance(self.train, Images)
 
     @property
     def of_images(self) -> bool:
-        """True if examples are images, which are augmented and normalised when they are read."""
+        """True if examples are images; they are augmented and normalised when they are read."""
         return self.channels > 0
 
     @property
@@ -81,7 +80,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class _ReadyImages:
-    """The images of a data set: their shape, and a way to take rows of a split."""
+    """The images of a data set: their shape, and a function that selects rows of a split."""
 
     take: Callable[[Split, Tensor], Images]
     channels: int
@@ -92,7 +91,7 @@ class _ReadyImages:
 def load(spec: DataSpec) -> Dataset:
     """Read, check, split and decode a data set.
 
-    Drawn in this order, each by ``spec.seed`` and its own purpose: the test split (a fifth, if
+    Drawn in this order, each from a random stream of ``spec.seed``: the test split (a fifth, if
     none is published), the subset of the rest, the validation share of the subset. Decoded images
     are cached in the data folder. Missing, damaged or mislabelled data raises a ``DataError``, an
     option that does not fit the data a ``ConfigError``.
@@ -140,7 +139,7 @@ def _load(spec: DataSpec) -> Dataset:
 
 
 def _boxed(raw: Boxes, spec: DataSpec) -> Dataset:
-    """Return images with boxes, which have been read and split already."""
+    """Return the ``Dataset`` of images with boxes, which are already read and split."""
     known = ("name", "subset", "test_subset", "seed", "memory_limit_bytes", "on_error", "classes")
     for option in spec.to_json():
         if option not in (*known, "root", "task"):
@@ -163,17 +162,18 @@ def _boxed(raw: Boxes, spec: DataSpec) -> Dataset:
 
 
 def scaling_of(dataset: Dataset, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
-    """Return the factor and the term that images are normalised by; None where there are none."""
+    """Return the factor and the offset that normalise images; None if examples are not images."""
     return scaling(dataset.mean, dataset.std, device) if dataset.of_images else None
 
 
 def fingerprint(spec: DataSpec) -> str:
-    """Return the identity of what ``load`` would give: 32 hexadecimal digits.
+    """Return a digest that identifies what ``load`` would return: 32 hexadecimal digits.
 
-    By content, so a copy of the files elsewhere is the same: file digests for Parquet (remembered
-    by path, size and time of change), relative paths and sizes for folders, the name for published
-    sets (downloaded first, if need be); with the options that are not at their defaults, and what
-    is left out where images that cannot be read are. Data that is missing is a ``DataError``.
+    It depends on the content, so a copy of the files elsewhere gives the same: on file digests for
+    Parquet (cached by path, size and modification time), relative paths and sizes for folders, the
+    name for published sets (downloaded first, if necessary). It includes the options that are not
+    at their defaults and, with ``on_error: skip``, which images are left out. Missing data raises a
+    ``DataError``.
     """
     entry = DATASETS.get(spec.name)
     if entry.identity is not None:
@@ -193,7 +193,7 @@ def _left_out(raw: Raw, spec: DataSpec) -> dict[str, list[int]]:
 
 
 def _readable(raw: Raw, spec: DataSpec) -> tuple[Raw, list[str]]:
-    """Leave out the images that cannot be read; return the messages about them."""
+    """Return the data without the images that cannot be read, and the messages about those."""
     readable = _readable_splits(raw, spec)
     messages = [message for _, problems in readable.values() for message in problems.values()]
     remaining_parts = {name: part for name, (part, _) in readable.items()}
@@ -222,7 +222,7 @@ def _splits(raw: Raw) -> dict[str, Split]:
 
 
 def _hold_streamed(raw: Raw, spec: DataSpec) -> _ReadyImages | None:
-    """Stream encoded images if they would not fit into the memory limit, else return None."""
+    """Return streamed images if they would exceed the memory limit once decoded, else None."""
     parts = _splits(raw).values()
     sources = [part.images for part in parts if not isinstance(part.images, Tensor)]
     if not sources:
@@ -234,12 +234,12 @@ def _hold_streamed(raw: Raw, spec: DataSpec) -> _ReadyImages | None:
     num_bytes = sum(map(len, sources)) * channels * size * size
     if num_bytes <= spec.memory_limit_bytes:
         return None
-    if spec.size is None or channels == 1:  # what holds for some must hold for all
+    if spec.size is None or channels == 1:  # so far only a sample was inspected
         every = [_look_at_all(source, spec) for source in sources]
         channels = 1 if all(seen.grey for seen in every) else 3
         if spec.size is None:
             _one_side(dict.fromkeys(size for seen in every for size in seen.sizes), spec)
-    # Images of the very size that is asked for would lose their borders, and be blurred for it.
+    # Images that already have the size would be enlarged, so blurred, and lose their borders.
     larger = median(min(seen) for seen in sizes) > size
     shorter = round(size * TEST_RESIZE) if larger else size
     readers = {id(source): source.reader(data_root(spec)) for source in sources}
@@ -260,14 +260,14 @@ def _hold_streamed(raw: Raw, spec: DataSpec) -> _ReadyImages | None:
 
 
 def _look_at_all(source: Encoded, spec: DataSpec) -> Look:
-    """Return what all images look like, remembered in the cache."""
+    """Return the sizes and colours of all images, from the cache if possible."""
     path = data_root(spec) / "looks" / f"{source.identity()}.json"
     sizes, grey = remembered(path, lambda: list(astuple(look_at_all(source))))
     return Look(sizes=tuple((width, height) for width, height in sizes), grey=grey)
 
 
 def _one_side(sizes: Iterable[tuple[int, int]], spec: DataSpec) -> int:
-    """Return the side of images that are squares of one size, else raise."""
+    """Return the side of images that are squares of one size; raise a ``DataError`` otherwise."""
     sides = {side for size in sizes for side in size}
     if len(sides) > 1:
         examples = ", ".join(f"{width}x{height}" for width, height in list(sizes)[:3])
@@ -279,7 +279,7 @@ def _one_side(sizes: Iterable[tuple[int, int]], spec: DataSpec) -> int:
 
 
 def _hold_in_memory(raw: Raw, spec: DataSpec) -> _ReadyImages:
-    """Decode all images, bring them to one number of channels, and check that sizes agree."""
+    """Decode all images, check that sizes agree, and give all the same number of channels."""
     parts = _splits(raw).values()
     _check_memory(parts, spec)
     pixels = {id(part): _pixels(part, spec) for part in parts}
@@ -295,7 +295,7 @@ def _hold_in_memory(raw: Raw, spec: DataSpec) -> _ReadyImages:
 
     def take(part: Split, rows: Tensor) -> Images:
         images = pixels[id(part)]
-        # Rows that are all of a split stay where they are: a memory map that processes share.
+        # A whole split is not copied: it may be a memory map that processes share.
         selection = images if len(rows) == len(images) else images.index_select(0, rows)
         if selection.shape[1] != channels:
             selection = selection.repeat(1, channels, 1, 1)  # a grey split beside a coloured one
@@ -305,14 +305,14 @@ def _hold_in_memory(raw: Raw, spec: DataSpec) -> _ReadyImages:
 
 
 def _check_memory(parts: Iterable[Split], spec: DataSpec) -> None:
-    """Refuse a size that images which lie in no files, so cannot be streamed, have no room for."""
+    """Raise if images that cannot be streamed (tensors, not files) exceed the memory limit."""
     if spec.size is None:
         return
     tensors = [part.images for part in parts if isinstance(part.images, Tensor)]
     num_bytes = sum(len(tensor) * tensor.shape[1] for tensor in tensors) * spec.size**2
     if num_bytes > spec.memory_limit_bytes:
         raise ConfigError(
-            f"Data set {spec.name!r}: at 'size' {spec.size} its images need "
+            f"Data set {spec.name!r}: with 'size' {spec.size} its images need "
             f"{num_bytes / 1e9:.1f} GB, and 'memory_limit_bytes' allows "
             f"{spec.memory_limit_bytes / 1e9:.1f}. Give a smaller size, or allow more."
         )
@@ -335,14 +335,14 @@ def _pixels(part: Split, spec: DataSpec) -> Tensor:
 def _augmentation(ready: _ReadyImages) -> str:
     if ready.streamed:
         return "resized-crop-flip"
-    # One channel is mostly signs (digits, letters), which a flip turns into others.
+    # Grey images are mostly digits and letters, which a flip would change.
     return "shift" if ready.channels == 1 else "pad-crop-flip"
 
 
 def _normalisation(
     raw: Raw, spec: DataSpec, *, ready: _ReadyImages, train: Images
 ) -> Normalisation:
-    """Choose mean and std: given, else by name, else the data set's own, else computed."""
+    """Choose mean and std: by value, else by name, else the data set's published, else computed."""
     if spec.mean is not None and spec.std is not None:
         given_values = Normalisation(mean=spec.mean, std=spec.std)
         for option, values in (("mean", spec.mean), ("std", spec.std)):
@@ -353,7 +353,7 @@ def _normalisation(
                 )
         return given_values
     published = raw.normalisations or recognised(raw.classes, ready.size)
-    # A single-channel variant of a coloured set has no published values.
+    # A grey copy of a colour data set has no published values.
     published = {name: n for name, n in published.items() if len(n.mean) == ready.channels}
     available = {"imagenet": IMAGENET, **published} if ready.channels == 3 else published
     wanted = spec.normalisation or next(iter(published), "computed")
@@ -375,7 +375,7 @@ def _check_of_images(spec: DataSpec) -> None:
 
 
 def _check(raw: Raw, spec: DataSpec) -> None:
-    """Refuse images or labels that cannot be what they are called."""
+    """Raise a ``DataError`` for invalid classes, images or labels."""
     if len(raw.classes) < 2:
         raise DataError(
             f"Data set {spec.name!r}: expected at least 2 classes, got {len(raw.classes)}."
@@ -416,7 +416,7 @@ def _check_split(part: Split, classes: tuple[str, ...], *, of: str) -> None:
     if outside.any():
         index = int(outside.int().argmax())
         from_one = int(labels.min()) == 1 and int(labels.max()) == len(classes)
-        advice = "They begin at 1: subtract it." if from_one else "Correct the labels."
+        advice = "They begin at 1: subtract 1." if from_one else "Correct the labels."
         raise DataError(
             f"{part.where(index)}: the label {int(labels[index])} is outside the {len(classes)} "
             f"classes (0 to {len(classes) - 1}) of {of}. {advice}"

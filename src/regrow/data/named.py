@@ -1,4 +1,4 @@
-"""Tensors by name: the several inputs of each example, moved and picked together.
+"""Named tensors: the several inputs of each example, moved and indexed together.
 
 No data set is registered here.
 """
@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 class NamedInputs(dict[str, Tensor]):
-    """Inputs by name, each with a row for each example; the first gives their shape.
+    """Inputs by name, each with one row per example; ``shape`` is that of the first.
 
-    It has of a tensor what is asked of a batch of inputs, so that both are handled alike.
+    It has the methods of a tensor that are used on batches of inputs, so that both can be passed.
     """
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of the first."""
+        """The shape of the first input."""
         return self._first.shape
 
     @property
     def device(self) -> torch.device:
-        """The device of the first."""
+        """The device of the first input."""
         return self._first.device
 
     @property
@@ -31,19 +31,19 @@ class NamedInputs(dict[str, Tensor]):
         return next(iter(self.values()))
 
     def to(self, *args: Any, **kwargs: Any) -> "NamedInputs":
-        """Move each."""
+        """Apply ``Tensor.to`` to each input."""
         return self._each(lambda value: value.to(*args, **kwargs))
 
     def index_select(self, dim: int, index: Tensor) -> "NamedInputs":
-        """Pick from each."""
+        """Apply ``Tensor.index_select`` to each input."""
         return self._each(lambda value: value.index_select(dim, index))
 
     def contiguous(self, *, memory_format: torch.memory_format) -> "NamedInputs":
-        """Return them as they are: only images have layouts."""
+        """Return the inputs unchanged: memory formats matter only for images."""
         return self
 
     def is_floating_point(self) -> bool:
-        """Tell whether all are numbers rather than ids."""
+        """Return whether all inputs are floats, not ids."""
         return all(value.is_floating_point() for value in self.values())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "NamedInputs":
@@ -51,9 +51,9 @@ class NamedInputs(dict[str, Tensor]):
 
 
 def text_of(inputs: Tensor | Mapping[str, Tensor]) -> str:
-    """Write what one example of some inputs is, as ``models.inputs`` reads it.
+    """Describe one example of a batch of inputs, as text that ``models.inputs`` parses.
 
-    The number of values of ids is that of the largest; a mask of ones and zeros has none.
+    For ids it ends with their number, the largest plus 1; for a mask of ones and zeros without.
     """
     named = inputs if isinstance(inputs, Mapping) else {"": inputs}
     return " ".join(_text(name, value) for name, value in named.items())

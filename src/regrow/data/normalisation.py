@@ -1,4 +1,4 @@
-"""Means and standard deviations of the channels: published ones by name, or computed."""
+"""Per-channel means and standard deviations: published ones by name, or computed."""
 
 import re
 
@@ -9,10 +9,10 @@ from regrow.data.base import Normalisation
 from regrow.data.images import Images, MemoryImages
 from regrow.errors import DataError
 
-# The paper's code normalises both CIFARs by the values of CIFAR-10; the std is the mean over images
-# of each image's own, which everyone has copied since.
+# The paper's code uses CIFAR-10's values for both CIFARs. The std is the mean over images of each
+# image's own std, as in most published code.
 CIFAR = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
-# Soft filter pruning has its own: over all pixels, for each CIFAR, given in 1/255.
+# The code of soft filter pruning has its own: over all pixels, for each CIFAR, in units of 1/255.
 CIFAR10_SFP = Normalisation(
     mean=(125.3 / 255, 123.0 / 255, 113.9 / 255), std=(63.0 / 255, 62.1 / 255, 66.7 / 255)
 )
@@ -28,21 +28,21 @@ CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-# Enough to tell CIFAR-100 from any other set of a hundred classes.
+# Enough to distinguish CIFAR-100 from any other set of a hundred classes.
 SOME_CIFAR100_CLASSES = frozenset({"aquarium_fish", "pickup_truck", "sweet_pepper", "willow_tree"})
-# Likewise ImageNet where its classes have words for names, as on the Hugging Face hub.
+# Likewise for ImageNet with words as class names, as on the Hugging Face hub.
 SOME_IMAGENET_CLASSES = frozenset({"tench, Tinca tinca", "goldfish, Carassius auratus"})
 
 NUM_COMPUTED = 10_000  # images: the mean then has a standard error below 0.003
-NUM_COMPUTED_STREAMED = 1_000  # must be decoded for it
+NUM_COMPUTED_STREAMED = 1_000  # fewer, because they have to be decoded
 BATCH = 250
 
 
 def recognised(classes: tuple[str, ...], size: int) -> dict[str, Normalisation]:
-    """Return the published normalisations of a layout known by its class names, else none.
+    """Return the published normalisations of a data set recognised by its class names, if any.
 
-    CIFAR-10 and CIFAR-100 at 32 px; ImageNet from 64 px up, or some of its classes by their WordNet
-    ids (``n01440764 ...``).
+    These are CIFAR-10 and CIFAR-100 at 32 px, and ImageNet at 64 px or more, also with only some of
+    its classes if they are named by WordNet ids (``n01440764 ...``).
     """
     if size == 32 and sorted(classes) == sorted(CIFAR10_CLASSES):
         return CIFAR10_NORMALISATIONS
@@ -57,7 +57,7 @@ def recognised(classes: tuple[str, ...], size: int) -> dict[str, Normalisation]:
 def computed(images: Images) -> Normalisation:
     """Compute mean and std over all pixels of up to 10,000 evenly spaced images (1,000 streamed).
 
-    By counting how often each byte occurs, so the result does not depend on the order of sums.
+    Computed from counts of each byte value, so the result does not depend on the order of sums.
     """
     most = NUM_COMPUTED if isinstance(images, MemoryImages) else NUM_COMPUTED_STREAMED
     num = min(most, len(images))
@@ -70,10 +70,10 @@ def computed(images: Images) -> Normalisation:
     std = ((values - mean[:, None]) ** 2 * shares).sum(dim=1).sqrt()
     if not (std > 0).all():
         raise DataError(
-            "All training images are of one and the same colour in some channel, so they cannot "
-            "be normalised. Check the images, or give 'mean' and 'std'."
+            "Some channel has the same value in all training images, so they cannot be "
+            "normalised. Check the images, or give 'mean' and 'std'."
         )
-    # Four digits, as published values have; the rest is noise of the sample.
+    # Four digits, as in published values; more would be sampling noise.
     return Normalisation(
         mean=tuple(round(m, 4) for m in mean.tolist()),
         std=tuple(max(round(s, 4), 1e-4) for s in std.tolist()),

@@ -1,4 +1,4 @@
-"""The Parquet files of each split of a data set, in a folder or on the Hugging Face hub."""
+"""Find the Parquet files of each split of a data set, in a folder or on the Hugging Face hub."""
 
 import re
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of each split, and what was not read."""
+    """The files of each split, and a notice about files that are not read."""
 
     splits: dict[str, tuple[Path, ...]]
     notices: tuple[str, ...]
 
 
 class _Place(NamedTuple):
-    """The split and configuration of a file, by its path: a folder of splits is a configuration."""
+    """A file's configuration and split, from its path; a folder of splits is a configuration."""
 
     configuration: str
     split: str
@@ -56,7 +56,7 @@ def find(spec: DataSpec) -> SplitFiles:
 
 
 def _place(file: Path, base: Path) -> _Place | None:
-    """Read the split off a file's name, or off the folders it lies in, the nearest first."""
+    """Infer the split from a file's name, else from its folders, innermost first, else None."""
     folders = file.parent.relative_to(base).parts
     if (named := split_within(file.stem)) is not None:
         outer = list(takewhile(lambda folder: split_within(folder) is None, folders))
@@ -70,7 +70,7 @@ def _place(file: Path, base: Path) -> _Place | None:
 
 
 def _check_places(spec: DataSpec, base: Path, places: dict[Path, _Place]) -> None:
-    """Refuse what would be read as one split although it was published as two."""
+    """Raise if files of several configurations or splits would be read as one split."""
     configurations: dict[str, set[str]] = {}
     names: dict[str, set[str]] = {}
     for place in places.values():
@@ -82,7 +82,7 @@ def _check_places(spec: DataSpec, base: Path, places: dict[Path, _Place]) -> Non
         advice = (
             f"Add the name of one of them to the path, such as '{spec.name}/{folders[0]}'."
             if folders
-            else "Give each a folder of its own, and name that of one."
+            else "Move each to its own folder, and give the path of one."
         )
         raise DataError(
             f"Data set {spec.name!r}: {base} holds several configurations "
@@ -110,7 +110,7 @@ def _base(spec: DataSpec) -> Path:
 
 
 def _from_hub(spec: DataSpec, local: Path) -> Path:
-    """Download (or find in the hub's own cache) OWNER/NAME, or OWNER/NAME/FOLDER of it."""
+    """Download OWNER/NAME or OWNER/NAME/FOLDER, or find it in the hub's cache; return its path."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -126,7 +126,7 @@ def _from_hub(spec: DataSpec, local: Path) -> Path:
             repo_type="dataset",
             allow_patterns=[f"{within}/*.parquet" if within else "*.parquet"],
         )
-    except Exception as error:  # the hub's client raises its own, its HTTP library's and OSErrors
+    except Exception as error:  # the client's own, those of its HTTP library, and OSError
         reason = (str(error).splitlines() or [""])[0]
         raise DataError(
             f"Data set {spec.name!r}: there is no folder {local}, and '{owner}/{name}' cannot be "

@@ -1,4 +1,4 @@
-"""Images without those that cannot be read (``on_error: skip``)."""
+"""Leave out images that cannot be read (``on_error: skip``)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ class ChosenImages:
         return self.source.where(self.rows[index])
 
     def identity(self) -> str:
-        """Digest the source and the rows."""
+        """Return a digest of the source and the rows."""
         return digest(self.source.identity(), self.rows)
 
     def sample(self, num: int) -> list[tuple[int, bytes]]:
-        """Read the chosen ones of the source's sample, else the first chosen ones."""
+        """Read the chosen images of the source's sample, or the first chosen ones if none."""
         places = {row: index for index, row in enumerate(self.rows)}
         images = [(places[row], data) for row, data in self.source.sample(num) if row in places]
         return images or list(enumerate(next(self.chunks())))[:num]
@@ -50,22 +50,22 @@ class ChosenImages:
                 yield images
 
     def reader(self, cache: Path) -> Callable[[int], bytes]:
-        """Return the source's reading of a chosen image."""
+        """Return a function that reads one chosen image from the source."""
         read = self.source.reader(cache)
         return lambda index: read(self.rows[index])
 
 
 def without_unreadable(part: Split, *, root: Path) -> tuple[Split, dict[int, str]]:
-    """Leave out what cannot be read; return the rest, and what is wrong with each row left out.
+    """Return the split without unreadable images, and the error of each row left out.
 
-    Every image is decoded once for it; what was found is remembered in the cache at ``root``.
+    For this, every image is decoded once; the result is cached at ``root``.
     """
     source = part.images
     if isinstance(source, Tensor):
         return part, {}
 
     def find() -> list[tuple[int, str]]:
-        # Without the place, which another copy of the same images does not share.
+        # Without the location, which differs for another copy of the same images.
         return [(i, m.removeprefix(source.where(i))) for i, m in unreadable(source).items()]
 
     messages: list[tuple[int, str]] = remembered(
@@ -82,7 +82,7 @@ def without_unreadable(part: Split, *, root: Path) -> tuple[Split, dict[int, str
 
 
 def left_out(messages: Sequence[str], num: int) -> str:
-    """Word the notice of images that are left out: how many of how many, and why the first few.
+    """Write the notice about left-out images: their number, and why the first few are left out.
 
     >>> left_out(["a.png: it is damaged. Restore it.", "b.png: it is damaged. Restore it."], 9)
     '2 of 9 images are left out. a.png: it is damaged. b.png: it is damaged.'

@@ -1,4 +1,4 @@
-"""Coloured shapes on a dark ground, drawn by a seed: colour images that need no file."""
+"""Synthetic images of coloured shapes on a dark background, generated from a seed."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,18 @@ from regrow.core.seeds import seeded
 from regrow.data.base import Raw, Split
 from regrow.data.spec import DataSpec, register_data
 
-VERSION = 1  # raise it when the same seed comes to mean other images
+VERSION = 1  # raise it when the same seed gives other images
 CLASSES = ("circle", "square", "triangle")
 SIZE = 32
 NUM_TRAIN, NUM_TEST = 1200, 300
-GROUND, PAINT = 80, 130  # the ground is darker than the one, paint in its channels brighter
+GROUND, PAINT = 80, 130  # the background is below GROUND, the shape at least PAINT
 
 
 @register_data("shapes", content=lambda spec: f"shapes {VERSION}")
 def shapes(spec: DataSpec) -> Raw:
-    """Draw 1,200 images to train on and 300 to test on [3, 32, 32], one shape in each.
+    """Draw 1,200 training and 300 test images [3, 32, 32], with one shape in each.
 
-    Place, extent and colour are by chance; the shape is the class.
+    Position, size and colour are random; the shape is the class.
     """
     return Raw(
         classes=CLASSES,
@@ -34,13 +34,13 @@ def ground(size: tuple[int, int], draw: torch.Generator) -> Tensor:
 
 
 def paint_(image: Tensor, shape: str, box: tuple[float, float, float, float], seed: Tensor) -> None:
-    """Paint a shape into the box x1, y1, x2, y2 in pixels; three numbers in [0, 1) colour it.
+    """Paint a shape into the box x1, y1, x2, y2 (pixels), in place.
 
-    A triangle stands on its base.
+    ``seed``: three numbers in [0, 1), one for each colour channel. A triangle has its base below.
     """
     height, width = image.shape[1:]
     x1, y1, x2, y2 = box
-    # Centres of pixels, from -1 to 1 over the box.
+    # Pixel centres, scaled so that the box spans -1 to 1.
     x = (2 * torch.arange(width) + 1 - x1 - x2) / (x2 - x1)
     y = ((2 * torch.arange(height) + 1 - y1 - y2) / (y2 - y1))[:, None]
     inside = {

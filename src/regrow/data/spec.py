@@ -1,7 +1,7 @@
 """A study's request for data (``DataSpec``), and the registry of data sets that it names.
 
-A data set is one file with one function. It says where its images are and what their labels are;
-splitting, decoding, resizing, caching, checking and augmenting are done for it by ``load``::
+A data set is one file with one function, which returns images and labels; ``load`` does the
+splitting, decoding, resizing, caching, checking and augmenting::
 
     @register_data("two-greys")
     def two_greys(spec: DataSpec) -> Raw:
@@ -21,14 +21,14 @@ from regrow.core.validation import changed_fields, is_int, is_number, refuse_unk
 from regrow.data.base import Arrays, Boxes, Raw
 from regrow.errors import ConfigError, unknown
 
-# See ``augment``; and those that flip images from left to right.
+# Described in ``augment``. FLIPPING: those that flip images left to right.
 AUGMENTATIONS = (
     *("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip"),
     *("reflect-shift", "reflect-shift-flip"),
 )
 FLIPPING = ("flip", "pad-crop-flip", "resized-crop-flip", "reflect-shift-flip")
 IMAGE_TASK = "image-classification"
-DATA_NAMES = "regrow.data"  # the package, and the entry point group, that hold data sets
+DATA_NAMES = "regrow.data"  # the package and the entry point group with data sets
 
 # 4 GB hold CIFAR-10 twenty times over; ImageNet exceeds it from 32 px upwards (3.9 GB) and streams.
 MEMORY_LIMIT_BYTES = 4_000_000_000
@@ -40,25 +40,25 @@ OnError = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set by name, and which part of it is used.
+    """A data set by name, and the options for loading it.
 
-    ``subset``, ``test_subset``: how many training and test images, drawn at random with every
-    class in proportion; a larger subset of the same seed contains a smaller one.
-    ``validation``: share of those training images, in [0, 1), that is held out for validation.
+    ``subset``, ``test_subset``: numbers of training and test images, drawn at random, stratified by
+    class; a larger subset of the same seed contains a smaller one.
+    ``validation``: share of these training images, in [0, 1), that is held out for validation.
     ``size``: resize so that the shorter side has this many pixels, then crop the centre.
     ``seed``: of every draw above, and of the test split if none is published. It belongs to the
-    data, not to a training: all trainings of a study see the same split.
+    data, not to a training run: all runs of a study use the same split.
     ``image_column``, ``label_column``: columns of a Parquet data set, if not recognised.
-    ``normalisation``: one of the data set's named ones (``cifar``, ``sfp``, ``imagenet``,
-    ``computed``); ``mean`` and ``std`` (together, for pixels in [0, 1]) override it.
+    ``normalisation``: a name that fits the data set (``cifar``, ``sfp``, ``imagenet``, ...) or
+    ``computed``. Instead, ``mean`` and ``std`` may be given (both, for pixels in [0, 1]).
     ``root``: folder for downloads and caches; by default ``REGROW_DATA``, if set, or
     ``~/.cache/regrow/data``.
     ``memory_limit_bytes``: images that need more than this once decoded are streamed.
-    ``on_error``: for images that cannot be read: ``stop``, or ``skip`` to leave them out with a
+    ``on_error``: what to do with unreadable images: ``stop``, or ``skip`` to leave them out with a
     notice.
     ``task``: the learning task, if the data allow several (see ``regrow.tasks``).
     ``target``: the column of a table that is to be predicted; by default the last one.
-    ``length``: bytes of each window of a text, by default 128.
+    ``length``: bytes per window of a text, by default 128.
     ``classes``: the classes that boxes may have; any other makes the annotation invalid.
 
     An invalid value raises a ``ConfigError``.
@@ -114,7 +114,7 @@ class DataSpec:
 
     @property
     def location(self) -> str:
-        """Return what follows the prefix of a name, e.g. the path of ``folder:PATH``."""
+        """The part of the name after its prefix, e.g. the path in ``folder:PATH``."""
         return self.name.partition(":")[2]
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> "DataSpec":
-        """Read a name alone, or a mapping of ``name`` and options; refuse unknown options."""
+        """Read a name, or a mapping of ``name`` and options; raise for unknown options."""
         if isinstance(value, str):
             return cls(value)
         if not isinstance(value, Mapping):
@@ -174,7 +174,7 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataEntry:
-    """A registered data set: how to read it, and how to tell its content."""
+    """A registered data set: the functions that read it and identify its content."""
 
     name: str
     read: Callable[[DataSpec], Raw | Arrays | Boxes]
@@ -182,7 +182,7 @@ class DataEntry:
     identity: Callable[[DataSpec], str] | None = None
 
 
-OF_ROWS = ("csv", "npz", "parquet", "safetensors", "text")  # prefixes: their examples are no images
+OF_ROWS = ("csv", "npz", "parquet", "safetensors", "text")  # prefixes of data that is not images
 DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES, register="register_data")
 
 F = TypeVar("F", bound=Callable[[DataSpec], Raw | Arrays | Boxes])
@@ -196,10 +196,10 @@ def register_data(
 ) -> Callable[[F], F]:
     """Register a function under a name, or a prefix such as ``folder:``.
 
-    ``content`` returns a text that is equal where the images are equal, cheaply: results are kept
-    under it. Without it, the name and the code of the registering file stand for the content, so
-    a data set that reads files of its own should give one. ``identity`` returns the whole
-    fingerprint in its place, with the options that matter.
+    ``content`` returns a text that identifies the images and is cheap to compute; it becomes part
+    of the keys of results. Without it, the name and the code of the registering file identify the
+    content, so a data set that reads files should have one. ``identity`` instead returns the whole
+    fingerprint, including the options that matter.
     """
 
     def register(read: F) -> F:

@@ -1,4 +1,4 @@
-"""Splits into training, validation and test images, by published names or drawn by seed."""
+"""Split images into training, validation and test, by published names or drawn by a seed."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from regrow.core.seeds import seeded
 from regrow.errors import ConfigError
 
-# As people call them, in any case; of folders and of Parquet files.
+# Common names of splits, for folders and for Parquet files; compared in lower case.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "eval", "evaluation", "dev"),
@@ -20,7 +20,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 class Named(NamedTuple):
-    """A split that a file or folder is named after: ``before`` is what its name has in front."""
+    """A split's name found in the name of a file or folder; ``before`` is the text before it."""
 
     split: str
     name: str
@@ -28,7 +28,7 @@ class Named(NamedTuple):
 
 
 def split_called(name: str) -> str | None:
-    """Return the split of this very name, in any case.
+    """Return the split with exactly this name, in upper or lower case, or None.
 
     >>> split_called("Testing"), split_called("test-set")
     ('test', None)
@@ -37,7 +37,7 @@ def split_called(name: str) -> str | None:
 
 
 def split_within(name: str) -> Named | None:
-    """Find a split's name among the words of another: as the first of them, or the only one.
+    """Find a split's name among the words of a name; if several match, one must come first.
 
     >>> split_within("mnist_Dev-00000-of-00002")
     Named(split='validation', name='dev', before='mnist_')
@@ -51,7 +51,7 @@ def split_within(name: str) -> Named | None:
 
 
 def draw(labels: Tensor, num: int, generator: torch.Generator, *, spare: int = 0) -> Tensor:
-    """Draw images with every class in proportion; return a bool tensor [N], true where drawn.
+    """Draw images, stratified by class; return a bool tensor [N] that is true for drawn ones.
 
     Every class gives at least one image and keeps at least ``spare``. For one generator state, a
     larger draw contains a smaller one as far as the proportions allow.
@@ -73,9 +73,9 @@ def split(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def seeded_subset(labels: Tensor, num: int | None, *, seed: int, option: str) -> Tensor:
-    """Return the sorted indices of a subset; all of them where ``num`` is None.
+    """Return the sorted indices of a subset of ``num`` images, or all if ``num`` is None.
 
-    More than there are, or fewer than there are classes, is a ``ConfigError``.
+    More than the number of images, or fewer than the number of classes, raises a ``ConfigError``.
     """
     if num is None:
         return torch.arange(len(labels))
@@ -89,15 +89,15 @@ def seeded_subset(labels: Tensor, num: int | None, *, seed: int, option: str) ->
 
 
 def _quotas(counts: Tensor, num: int, *, spare: int) -> Tensor:
-    """Share ``num`` among classes by the largest remainder, within what each can give."""
+    """Share ``num`` among classes by the largest remainder method, within each class's bounds."""
     high = (counts - spare).clamp(min=0)
     low = torch.minimum(high, torch.ones_like(high))
     ideal = counts.double() * num / counts.sum()
     quotas = ideal.floor().long().clamp(min=low, max=high)
     num = min(max(num, int(low.sum())), int(high.sum()))
     while (missing := num - int(quotas.sum())) != 0:
-        # Towards the ideal, one image at a time: at most as many steps as there are classes,
-        # unless rare classes are at their bounds.
+        # One image at a time towards the ideal: at most as many steps as classes, unless rare
+        # classes are at their bounds.
         gap = ideal - quotas
         if missing > 0:
             gap[quotas >= high] = -torch.inf

@@ -1,4 +1,4 @@
-"""Tables and arrays from files: ``csv:FILE`` and ``npz:FILE``."""
+"""Read tables and arrays from files: ``csv:FILE`` and ``npz:FILE``."""
 
 import csv
 import hashlib
@@ -22,7 +22,7 @@ from regrow.data.columns import (
 from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError, short, unknown
 
-# Names of the two arrays of a split in an .npz file, the most usual first.
+# Names of the two arrays of a split in an .npz file, the most common first.
 PAIRS = (("inputs", "targets"), ("x", "y"), ("X", "y"))
 TARGETS = {
     "i": "numbers",
@@ -33,7 +33,7 @@ TARGETS = {
     "S": "texts",
 }
 SPLITS = ("train", "test", "validation", "val")
-LARGER = 10  # times its bytes in memory, of a table of short cells
+LARGER = 10  # memory over file size, for a table of short cells
 
 
 def _digest(spec: DataSpec) -> str:
@@ -53,10 +53,10 @@ def _bytes(spec: DataSpec) -> bytes:
 
 @register_data("csv:", content=_digest)
 def csv_table(spec: DataSpec) -> Arrays:
-    """Read a table with a head: numbers, and a column to predict, the last or the ``target``.
+    """Read a table of numbers with a header; the target is the last column or ``target``.
 
-    A target of numbers is regression, any other classification; ``task: classification`` takes
-    numbers as classes.
+    The task is regression if the target is numbers, else classification; ``task: classification``
+    takes numbers as classes.
     """
     try:
         lines = _bytes(spec).decode("utf-8-sig").splitlines()
@@ -67,7 +67,7 @@ def csv_table(spec: DataSpec) -> Arrays:
     try:
         head, *body = [row for row in csv.reader(lines) if row] or [[]]
     except csv.Error as error:
-        raise DataError(f"Data set {spec.name!r}: the file is no CSV ({error}).") from error
+        raise DataError(f"Data set {spec.name!r}: the file is not valid CSV ({error}).") from error
     if len(head) < 2 or len(set(head)) < len(head) or len(body) < 2:
         raise DataError(
             f"Data set {spec.name!r}: expected a header of at least two different names, and "
@@ -77,7 +77,7 @@ def csv_table(spec: DataSpec) -> Arrays:
         if len(row) != len(head):
             raise DataError(
                 f"Data set {spec.name!r}, row {number}: expected {len(head)} values, as in the "
-                f"head. Got {len(row)}."
+                f"header. Got {len(row)}."
             )
     target = head[-1] if spec.target is None else spec.target
     if target not in head:
@@ -134,11 +134,11 @@ def _order(name: str) -> float:
 
 @register_data("npz:", content=_digest)
 def npz_arrays(spec: DataSpec) -> Arrays:
-    """Read arrays ``inputs`` and ``targets`` (or ``x`` and ``y``), perhaps ``x_train``, ``x_test``.
+    """Read arrays ``inputs`` and ``targets`` (or ``x`` and ``y``, or ``x_train``, ``x_test`` ...).
 
-    Whole numbers as inputs are tokens, others features. Targets that are whole numbers or texts
-    are classes: one a row, or one a token; others are numbers to predict. Arrays of other names
-    are inputs by name: see ``regrow.data.columns``.
+    Integer inputs are tokens, others features. Targets that are integers or texts are classes, one
+    per row or per token; others are numbers to predict. Arrays with other names are named inputs:
+    see ``regrow.data.columns``.
     """
     arrays = _read_npz(spec)
     pair = next((p for p in PAIRS if {*p} <= {n.partition("_")[0] for n in arrays}), None)
@@ -157,13 +157,13 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     if len(sorts) > 1 or None in sorts or not all(y.ndim for _, y in splits.values()):
         raise DataError(
             f"Data set {spec.name!r}: the targets of all splits must be numbers, or all texts, or "
-            f"all truths, one or several a row. Got {', '.join(of)}."
+            f"all booleans, one or several per row. Got {', '.join(of)}."
         )
     for name, (x, _) in splits.items():
         if x.dtype.kind not in "biuf" or not x.size or not x.ndim:
             raise DataError(
-                f"Data set {spec.name!r}: the inputs of its {name} split must be numbers, a row an "
-                f"example. Got {x.dtype} of shape {x.shape}."
+                f"Data set {spec.name!r}: the inputs of its {name} split must be numbers, one row "
+                f"per example. Got {x.dtype} of shape {x.shape}."
             )
     tokens = splits["train"][0].dtype.kind in "iu"
     inputs = {

@@ -1,4 +1,4 @@
-"""Text as bytes, for predicting the next one: ``text:PATH``, a file or a folder of files."""
+"""Text as bytes, for next-byte prediction: ``text:PATH``, a file or a folder of files."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from regrow.errors import DataError
 
 LENGTH = 128  # bytes of a window
 BYTES = 256
-LARGER = 10  # times its bytes in memory, because each is a whole number there
+LARGER = 10  # memory over file size: each byte becomes an int64
 
 
 def _files(spec: DataSpec) -> list[Path]:
@@ -31,8 +31,8 @@ def _files(spec: DataSpec) -> list[Path]:
 def _splits(spec: DataSpec) -> dict[str, bytes]:
     """Join the bytes of each split, in the order of the files' names.
 
-    A file belongs to the split that it, or the folder it lies in, is named after; all to one where
-    none is.
+    A file belongs to the split that it, or its top folder below PATH, is named after, else to the
+    training split.
     """
     root = Path(spec.location).expanduser()
     by_split: dict[str, list[bytes]] = {}
@@ -55,10 +55,10 @@ def _digest(spec: DataSpec) -> str:
 
 @register_data("text:", content=_digest)
 def text(spec: DataSpec) -> Arrays:
-    """Read text as bytes, in windows of ``length`` bytes, each to predict the byte behind.
+    """Read text as windows of ``length`` bytes; the target at each position is the next byte.
 
-    Files or folders named train, test and validation are these splits; else a fifth of the windows
-    is drawn for testing.
+    Files or folders named train, test and validation are these splits; without a test split, a
+    fifth of the windows is drawn for testing.
     """
     length = spec.length or LENGTH
     rows = {name: _windows(joined, length) for name, joined in _splits(spec).items()}
@@ -81,7 +81,7 @@ def text(spec: DataSpec) -> Arrays:
 
 
 def _windows(joined: bytes, length: int) -> Rows:
-    """Cut text into windows that do not overlap; the bytes behind the last are left out."""
+    """Cut text into windows that do not overlap; the bytes after the last one are left out."""
     values = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0)
     num = max(0, (len(values) - 1) // length)
     inputs = values[: num * length].reshape(num, length).to(torch.int64)

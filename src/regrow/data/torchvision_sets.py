@@ -1,7 +1,7 @@
-"""CIFAR-10, CIFAR-100 and Fashion-MNIST as torchvision reads, checks and downloads them.
+"""CIFAR-10, CIFAR-100 and Fashion-MNIST, read and downloaded by torchvision.
 
-They are looked for in the data folder (the option ``root``, else ``REGROW_DATA``, else
-``~/.cache/regrow/data``) and downloaded into it where they are not there.
+They are read from the data folder (the option ``root``, else ``REGROW_DATA``, else
+``~/.cache/regrow/data``), and downloaded into it if they are missing.
 """
 
 import tarfile
@@ -18,9 +18,9 @@ from regrow.data.normalisation import CIFAR10_NORMALISATIONS, CIFAR100_NORMALISA
 from regrow.data.spec import DATASETS, DataSpec, register_data
 from regrow.errors import DataError
 
-# Over all pixels of the 60,000 training images, as published everywhere.
+# Over all pixels of the 60,000 training images: the usual published values.
 FASHION_MNIST = Normalisation(mean=(0.2860,), std=(0.3530,))
-# Header and bytes of the unpacked files, for which no checksums are published.
+# Bytes of header and content of the unpacked files, for which no checksums are published.
 FASHION_BYTES = {
     "train-images-idx3-ubyte": 16 + 60_000 * 28 * 28,
     "train-labels-idx1-ubyte": 8 + 60_000,
@@ -143,7 +143,7 @@ def _cifar_files(kind: Any, root: Path) -> list[tuple[Path, str]]:
 
 
 def _fetch(name: str, files: Iterable[Path], *, root: Path, download: Callable[[], object]) -> None:
-    """Download a data set unless all of its files are there."""
+    """Download a data set unless all of its files exist."""
     missing = [file for file in files if not file.is_file()]
     if not missing:
         return

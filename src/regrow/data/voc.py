@@ -1,10 +1,10 @@
-"""Any folder in the layout of PASCAL VOC: annotations checked, splits found, content identified.
+"""Read detection data sets in the layout of PASCAL VOC.
 
 The layout is Annotations/NAME.xml, ImageSets/Main/{train,val,trainval,test}.txt and
-JPEGImages/NAME.jpg, in PATH or anywhere below it. Boxes are in pixels from the left and the top
-edge, [x1, y1, x2, y2]; the annotations count pixels from 1 and include both ends, so a box over all
-of a 4x3 image is written 1, 1, 4, 3 and read 0, 0, 4, 3, and one of a single column has the same
-left and right end. Labels count from 1; 0 is the background.
+JPEGImages/NAME.jpg, in PATH or anywhere below it. Boxes are [x1, y1, x2, y2] in pixels from the
+left and top edge. The annotations count pixels from 1 and include both ends: a box that covers a
+4x3 image is written 1, 1, 4, 3 and read as 0, 0, 4, 3, and a box of a single column has the same
+xmin and xmax. Labels count from 1; 0 is the background.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError, short
 
 PREFIX = "voc:"
-VERSION = 1  # raise it when the same spec and files come to mean other images or boxes
+VERSION = 1  # raise it when the same spec and files give other images or boxes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-# A list of one class says beside each name whether the class is there: 1, not (-1), or hardly (0).
-LONGEST_NAME = 250  # bytes, of which file systems take 255 with the suffix
+LONGEST_NAME = 250  # bytes; with the suffix, file systems allow 255
+# The list of one class has a flag after each name: present (1), absent (-1) or difficult (0).
 FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """A folder in VOC's layout: the names of each split, and where the files are."""
+    """A folder in VOC's layout: the image names of each split, and the locations of the files."""
 
     root: Path
     train: tuple[str, ...]
@@ -49,12 +49,12 @@ class _Layout:
         return _annotation(self.root, name)
 
     def image(self, name: str) -> Path:
-        """Return where it is, or where it is expected."""
+        """Return the path of the image, or the path where it is expected."""
         return self.images.get(name, self.root / "JPEGImages" / f"{name}.jpg")
 
 
 def _identity(spec: DataSpec) -> str:
-    """Digest splits, bytes of annotations, sizes of image files, and options; free of the path."""
+    """Return a digest of splits, annotations' bytes, image file sizes and options, not of paths."""
     layout = _find(spec)
     content = [
         [(name, _digest(layout.annotation(name)), _size(layout.images.get(name))) for name in names]
@@ -69,8 +69,9 @@ def _identity(spec: DataSpec) -> str:
 def voc(spec: DataSpec) -> Boxes:
     """Read a folder in the layout of PASCAL VOC: images of any sizes, with boxes.
 
-    Trained on is ``trainval``, or ``train`` (and ``val``) where there is none; tested on is
-    ``test``, or else, and where no image of ``test`` is annotated, ``val``. All files are checked.
+    If images of ``test`` are annotated, it is the test split, and ``trainval`` (or ``train`` and
+    ``val``) is trained on. Otherwise ``train`` is trained on and ``val`` is the test split. All
+    files are checked.
     """
     layout = _find(spec)
     left_out: list[str] = []
@@ -146,13 +147,13 @@ def _find(spec: DataSpec) -> _Layout:
 
 
 def _images(root: Path, names: set[str]) -> dict[str, Path]:
-    """Find the images of names, each in one file."""
+    """Find the image file of each name; two files for one name raise a ``DataError``."""
     by_stem: dict[str, Path] = {}
     for path in sorted((root / "JPEGImages").iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.stem not in names:
             continue
         if (first := by_stem.setdefault(path.stem, path)) != path:
-            raise DataError(f"{path}: a second image of the name of {first.name}. Remove one.")
+            raise DataError(f"{path}: it has the same name as {first.name}. Remove one of them.")
     return by_stem
 
 
@@ -161,7 +162,7 @@ def _annotation(root: Path, name: str) -> Path:
 
 
 def _names(root: Path, split: str) -> tuple[str, ...]:
-    """Read the names of a split; none where it has no file."""
+    """Read the image names of a split; none if it has no list."""
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         return ()
@@ -207,7 +208,7 @@ def _size(file: Path | None) -> int | None:
 def _sound(
     layout: _Layout, names: Sequence[str], spec: DataSpec, left_out: list[str]
 ) -> list[Annotation]:
-    """Read the annotations of a split; what is broken is refused, or added to ``left_out``."""
+    """Read a split's annotations; a broken one raises, or with ``skip`` adds to ``left_out``."""
     sound = []
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""Images of coloured shapes with their boxes, drawn by a seed: detection without any file."""
+"""Synthetic images of coloured shapes with boxes, generated from a seed, for detection."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from regrow.data.shapes import VERSION as SHAPES_VERSION
 from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError
 
-VERSION = 1  # raise it when the same spec comes to mean other images or boxes
-SIZE = (640, 480)  # scaled as photographs are
+VERSION = 1  # raise it when the same spec gives other images or boxes
+SIZE = (640, 480)  # scaled like photographs
 NUM = {"train": 32, "test": 16}
 MOST = 3  # objects on an image
 
@@ -28,13 +28,13 @@ def _identity(spec: DataSpec) -> str:
 
 @register_data("voc-shapes", identity=_identity)
 def voc_shapes(spec: DataSpec) -> Boxes:
-    """Draw 32 images to train on and 16 to test on, with one to three shapes in boxes."""
+    """Draw 32 training and 16 test images, with one to three shapes in boxes."""
     return Boxes(classes=CLASSES, train=_split(spec, "train"), test=_split(spec, "test"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """The images of a split, drawn at the size that is asked for."""
+    """The images of a split, drawn at the requested size."""
 
     split: str
     seed: int
@@ -44,7 +44,7 @@ class _Drawn:
         return self.num
 
     def fitted(self, short_side: int, long_side: int) -> BoxedImages:
-        """Draw them; the shapes may cover one another."""
+        """Draw the images; shapes may overlap."""
         size = fitted(SIZE, short_side, long_side)
         drawn = [_draw(size, seeded(self.seed, "shapes", self.split, n)) for n in range(self.num)]
         return BoxedImages(lambda index: drawn[index][0], [truth for _, truth in drawn], kept=True)
