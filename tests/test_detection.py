@@ -474,7 +474,8 @@ def test_a_pruned_detector_keeps_all_other_layers() -> None:
     stream = replace(METHODS.get("l1-filter"), scope=("stream",))
     narrow = shrink(net, select(net, groups, stream, sparsity=0.4), groups)
     with pytest.raises(
-        ConfigError, match="Pruning would cut channels of the backbone's output, which 'rpn"
+        ConfigError,
+        match="Pruning would cut channels of the backbone's output, which the detector's 'rpn",
     ):
         HEAD.around(narrow, **statistics, trained=trained)
 
@@ -549,7 +550,7 @@ def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
         ({"backbone": "resnet"}, "The 'backbone' must be a mapping of data, models"),
         ({"recipe": {"augmentation": "shift"}}, "Unknown augmentation 'shift'"),
         ({"recipe": 7}, "A recipe must be a name or a mapping of fields. Got 7"),
-        ({"recipe": {"mixup": 0.2}}, "its recipe takes no 'mixup'"),
+        ({"recipe": {"mixup": 0.2}}, "its recipe does not accept 'mixup'"),
         ({"recipe": {"schedule": "linear"}}, "'prune-d' trains at the recipe's last learning rate"),
         ({"arms": []}, "'arms' must name at least one"),
         ({"models": "vgg-16"}, "'models' belongs to the 'backbone'"),

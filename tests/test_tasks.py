@@ -349,9 +349,13 @@ def test_a_study_gives_its_task_to_data_that_name_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("like", "task", "reason"),
     [
-        ("regression", "language-modelling", "learns a class for each token, of sequences of tok"),
+        (
+            "regression",
+            "language-modelling",
+            "predicts a class for each token, from sequences of tok",
+        ),
         ("regression", "token-classification", "has a class, of rows of numbers. Tasks for it: cl"),
-        ("regression", "image-classification", "learns a class, of images. The data set 'csv:"),
+        ("regression", "image-classification", "predicts a class, from images. The data set 'csv:"),
         ("classification", "language-modelling", "has a class, of rows of numbers"),
         (
             "token-classification",
@@ -359,7 +363,11 @@ def test_a_study_gives_its_task_to_data_that_name_none(tmp_path: Path) -> None:
             "Tasks for it: language-modelling, next-token",
         ),
         ("language-modelling", "classification", "has a class for each token, of sequences"),
-        ("language-modelling", "image-classification", "learns a class, of images. The data set"),
+        (
+            "language-modelling",
+            "image-classification",
+            "predicts a class, from images. The data set",
+        ),
     ],
 )
 def test_a_task_that_data_cannot_teach_is_refused_before_any_training(

@@ -436,7 +436,9 @@ def test_boxes_are_learnt_by_detection_alone() -> None:
     check_task(load(DataSpec("voc-shapes", task="detection")))
     with pytest.raises(ConfigError, match=r"has boxes, of images\. Tasks for it: detection"):
         check_task(load(DataSpec("voc-shapes", task="regression")))
-    with pytest.raises(ConfigError, match=r"'detection' learns boxes, of images\. .* has a class"):
+    with pytest.raises(
+        ConfigError, match=r"'detection' predicts boxes, from images\. .* has a class"
+    ):
         check_task(load(DataSpec("digits", task="detection")))
 
 

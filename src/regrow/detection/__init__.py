@@ -1,9 +1,10 @@
-"""Object detection: does the answer for classification carry over to a detector on top?
+"""Object detection: does the answer for classification also hold for a detector built on it?
 
-data = load(DetectionSpec("voc:PATH"), short_side=600, long_side=1000)
-model = build_detector(net, Detector(), num_classes=20, mean=mean, std=std)
-training = DetectionTraining(model, data.train, VOC_RECIPE, seed=0)
+dataset = load(DataSpec("voc:PATH"))
+head = DetectorHead.read("voc")
+model = head.around(net, num_classes=20, mean=mean, std=std)
+training = head.training(model, dataset, recipe, seed=0, device="cpu")
 while not training.done:
     training.step()
-score = evaluate_detector(model, data.test, data.classes)
+scores = head.score(model, dataset, precision="fp32")
 """

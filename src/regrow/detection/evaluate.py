@@ -1,4 +1,4 @@
-"""Average precision of a detector: VOC 2007's 11-point AP, and COCO's AP by torchmetrics."""
+"""Average precision of a detector: VOC 2007's 11-point AP, and COCO's AP from torchmetrics."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ POINTS = 10  # recalls 0, 0.1, ..., 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detections:
-    """Objects found on an image: ``boxes`` [n, 4], ``labels`` [n] and ``scores`` [n]."""
+    """Objects detected on an image: ``boxes`` [n, 4], ``labels`` [n] and ``scores`` [n]."""
 
     boxes: Tensor
     labels: Tensor
@@ -31,9 +31,9 @@ class Detections:
 def detect(
     model: Detection, examples: BoxedImages, *, precision: Precision = "fp32"
 ) -> list[Detections]:
-    """Show a detector the images one by one; return what it found on each, on the CPU.
+    """Run a detector on the images one by one; return its detections on each, on the CPU.
 
-    Its modes are as before afterwards.
+    Training and evaluation modes are restored afterwards.
     """
     device = next(model.parameters()).device
     detections = []
@@ -54,10 +54,11 @@ def detect(
 def score(
     detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Compare what was found on each image with what is there, in average precisions of [0, 1].
+    """Score the detections on each image against the ground truth, as average precisions in [0, 1].
 
-    ``ap``: VOC 2007's by class, None for one that the test images lack; ``map``: their mean;
-    ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``; ``num_test`` images.
+    ``ap``: VOC 2007's by class, None for a class that the test images lack; ``map``: their mean;
+    ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``; ``num_test``: the number of
+    images.
     """
     values = {
         name: voc_ap(detections, truths, label=label) for label, name in enumerate(classes, start=1)
@@ -74,25 +75,25 @@ def score(
 def voc_ap(
     detections: Sequence[Detections], truths: Sequence[Truth], *, label: int, iou: float = 0.5
 ) -> float:
-    """Return the 11-point average precision of a class.
+    """Return the 11-point average precision of a class; NaN if it has no objects to find.
 
-    The mean over recalls of 0, 0.1, ..., 1 of the best precision at that recall or above, 0 where
-    it is not reached. By falling score, a finding is right if the object that it overlaps most is
-    covered to ``iou`` and has not been found yet; one whose best object is difficult is not
-    counted. Not a number if there is nothing to find.
+    This is the mean, over recalls of 0, 0.1, ..., 1, of the best precision at that recall or above,
+    or 0 if it is not reached. In order of falling score, a detection is correct if its IoU with the
+    object that it overlaps most is at least ``iou`` and the object has not been detected yet.
+    Detections that match a difficult object in this way are ignored.
 
     Reference: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010.
     """
     num_objects = sum(int(((t.labels == label) & ~t.difficult).sum()) for t in truths)
     if num_objects == 0:
         return math.nan
-    judged: list[tuple[float, bool]] = []  # score, and whether it is right
+    judged: list[tuple[float, bool]] = []  # score, and whether it is correct
     for detection, truth in zip(detections, truths, strict=True):
         judged += _judge(detection, truth, label=label, iou=iou)
     judged.sort(key=lambda pair: -pair[0])
     right = torch.tensor([good for _, good in judged], dtype=torch.int64).cumsum(0)
     precision = right.double() / torch.arange(1, len(judged) + 1)
-    # In whole numbers: 3 of 10 objects are a recall of 0.3, which 0.1 * 3 exceeds.
+    # In integers: 3 of 10 objects are a recall of 0.3, but in floats 0.1 * 3 exceeds 0.3.
     best = [precision[right * POINTS >= k * num_objects] for k in range(POINTS + 1)]
     return sum(float(part.max()) for part in best if len(part)) / (POINTS + 1)
 
@@ -100,7 +101,7 @@ def voc_ap(
 def _judge(
     detection: Detections, truth: Truth, *, label: int, iou: float
 ) -> list[tuple[float, bool]]:
-    """Judge the findings of a class on an image, leaving out those on difficult objects."""
+    """Return (score, correct) of a class's detections on an image, without difficult objects."""
     of_class = detection.labels == label
     order = detection.scores[of_class].argsort(descending=True, stable=True)
     boxes, scores = detection.boxes[of_class][order], detection.scores[of_class][order].tolist()
@@ -121,9 +122,9 @@ def _judge(
 
 
 def coco_ap(detections: Sequence[Detections], truths: Sequence[Truth]) -> dict[str, float]:
-    """Return COCO's AP over IoUs of 0.5 to 0.95, at 0.5 and at 0.75, by torchmetrics.
+    """Return COCO's AP over IoUs of 0.5 to 0.95, at 0.5 and at 0.75, from torchmetrics.
 
-    Difficult objects are crowds, which are neither asked for nor punished.
+    Difficult objects count as crowds, which COCO ignores.
     """
     metric = _metric()
     metric.update(
@@ -140,7 +141,7 @@ def _metric() -> Any:
         from torchmetrics.detection import MeanAveragePrecision  # type: ignore[import-not-found,unused-ignore]
 
         return MeanAveragePrecision(backend="pycocotools")
-    except ImportError as error:  # torchmetrics raises it for pycocotools, too
+    except ImportError as error:  # also raised by torchmetrics if pycocotools is missing
         raise ConfigError(
             "Detection is scored by torchmetrics and pycocotools, which are not installed "
             f"({error}). Run: pip install 'regrow[detection]'."
@@ -148,5 +149,5 @@ def _metric() -> Any:
 
 
 def check_libraries() -> None:
-    """Raise a ``ConfigError`` if what scores detectors is not installed."""
+    """Raise a ``ConfigError`` if torchmetrics or pycocotools is not installed."""
     _metric()

@@ -1,8 +1,9 @@
-"""Faster R-CNN on a classifier of regrow, which may be a cut one.
+"""Faster R-CNN on top of one of regrow's classifiers, cut or not.
 
-The classifier's stem and its stages but the last are the backbone (stride 16); its last stage is
-the head that looks at each region (RoIAlign 7x7, mean-pooled). All else - anchors, proposals,
-matching, sampling, losses - is torchvision's. Norms keep their statistics, scale and shift.
+The classifier's stem and all stages but the last are the backbone (stride 16); the last stage is
+the head that is applied to each region (RoIAlign 7x7, mean-pooled). Everything else (anchors,
+proposals, matching, sampling, losses) is torchvision's. Norms are frozen: statistics, scale and
+shift.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +28,7 @@ from regrow.surgery.tape import evaluating
 
 STRIDE = 16
 LAST_STAGE = "stage4"
-BACKBONE, HEAD = "backbone.", f"roi_heads.box_head.{LAST_STAGE}."  # where the classifier's parts go
+BACKBONE, HEAD = "backbone.", f"roi_heads.box_head.{LAST_STAGE}."  # names of the classifier's parts
 
 _INTS = (
     *("short_side", "long_side", "rpn_samples", "proposals_before_nms", "proposals"),
@@ -56,18 +57,21 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """Settings of a detector; the defaults are the framework's that the paper names for VOC.
+    """Settings of a detector; the defaults are the VOC settings of the framework the paper names.
 
-    ``short_side``, ``long_side``: pixels that images are scaled to; the long one is a cap.
-    ``anchor_sizes`` (square root of the area, in pixels) and ``anchor_ratios`` (height / width).
-    ``rpn_samples`` anchors an image are learnt from, foreground above an IoU of ``rpn_foreground``,
-    background below ``rpn_background``; of the best ``proposals_before_nms``, ``rpn_nms`` leaves
-    ``proposals`` (``test_``: in a test).
-    ``roi_samples`` regions an image are learnt from, ``roi_foreground_share`` of them with an IoU
-    of at least ``roi_foreground``; ``roi_size`` is RoIAlign's.
-    ``test_nms`` within a class, then the best ``detections`` an image with scores above
-    ``score_threshold``.
-    ``frozen_stages``: the stem and so many stages do not learn; None lets the stem learn, too.
+    ``short_side``, ``long_side``: images are scaled to this short side, in pixels, unless the long
+    side would exceed its cap.
+    ``anchor_sizes``, ``anchor_ratios``: square root of the area in pixels; height / width.
+    ``rpn_samples``: anchors sampled per image for the RPN's loss, foreground above an IoU of
+    ``rpn_foreground``, background below ``rpn_background``.
+    ``proposals_before_nms``, ``rpn_nms``, ``proposals``: so many of the best proposals enter
+    non-maximum suppression, at this IoU, and at most so many are kept (with ``test_``: in testing).
+    ``roi_samples``: regions sampled per image for the head's loss, at most a share of
+    ``roi_foreground_share`` with an IoU of at least ``roi_foreground``; ``roi_size``: RoIAlign's
+    output size.
+    ``test_nms``: IoU of non-maximum suppression within a class; of the rest, the best
+    ``detections`` per image with scores above ``score_threshold`` are returned.
+    ``frozen_stages``: the stem and this many stages are frozen; None also trains the stem.
     """
 
     short_side: int = 600
@@ -111,7 +115,7 @@ class Detector:
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> "Detector":
-        """Read a detector's name, or a mapping of fields that may begin from a ``name``.
+        """Read a detector's name, or a mapping of fields, optionally on top of a ``name``.
 
         >>> Detector.from_json({"name": "small", "short_side": 128}).anchor_sizes
         (16, 32, 64)
@@ -134,7 +138,7 @@ class Detector:
 
 DETECTORS: Mapping[str, Detector] = {
     "voc": Detector(),
-    # For a processor: objects of 10 to 100 pixels, a twentieth of the work of an image.
+    # For a CPU: objects of 10 to 100 pixels, a twentieth of the work per image.
     "small": Detector(
         short_side=160,
         long_side=267,
@@ -150,7 +154,7 @@ DETECTORS: Mapping[str, Detector] = {
 
 
 class Detection(FasterRCNN):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's Faster R-CNN with norms that stay in evaluation mode."""
+    """torchvision's Faster R-CNN, with norms that stay in evaluation mode."""
 
     def train(self, mode: bool = True) -> "Detection":
         """Set the mode of everything but the norms."""
@@ -173,8 +177,8 @@ def build_detector(
     """Build a detector around a copy of a classifier's features.
 
     It takes images [3, H, W] in [0, 1] and normalises them by ``mean`` and ``std``, which should be
-    those that the classifier was trained with. ``num_classes`` is without the background. What the
-    classifier does not have is drawn from (seed, "detector").
+    those that the classifier was trained with. ``num_classes`` excludes the background. All other
+    layers are initialised from (seed, "detector").
 
     Raises:
         ConfigError: the classifier has no ``features`` of four stages.
@@ -205,7 +209,7 @@ def build_detector(
             rpn_fg_iou_thresh=detector.rpn_foreground,
             rpn_bg_iou_thresh=detector.rpn_background,
             rpn_batch_size_per_image=detector.rpn_samples,
-            # Two samples a bin and side, as the framework's RoIAlign takes.
+            # 2x2 samples per bin, as in the framework's RoIAlign.
             box_roi_pool=MultiScaleRoIAlign(["0"], detector.roi_size, sampling_ratio=2),
             box_head=head,
             box_predictor=predictor,
@@ -216,7 +220,7 @@ def build_detector(
             box_bg_iou_thresh=detector.roi_foreground,
             box_batch_size_per_image=detector.roi_samples,
             box_positive_fraction=detector.roi_foreground_share,
-            # Differences in units of standard deviations of 0.1, 0.1, 0.2, 0.2.
+            # Box offsets in units of standard deviations of 0.1, 0.1, 0.2, 0.2.
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
         )
     _freeze_(model, detector.frozen_stages)
@@ -224,12 +228,12 @@ def build_detector(
 
 
 def is_of_classifier(name: str) -> bool:
-    """Tell whether a tensor of a detector's state came from its classifier."""
+    """Return whether a tensor of a detector's state belongs to its classifier."""
     return name.startswith((BACKBONE, HEAD))
 
 
 def classifier_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pick a classifier's features out of a detector's state, under the classifier's names.
+    """Extract a classifier's features from a detector's state, under the classifier's names.
 
     >>> list(classifier_state({"backbone.conv.weight": torch.zeros(1)}))
     ['features.conv.weight']
@@ -242,7 +246,7 @@ def classifier_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def detector_cost(model: Detection, detector: Detector) -> Cost:
-    """Count a test image of ratio 4:3 (VOC's commonest) with all of its proposals.
+    """Return the cost of a 4:3 test image (VOC's most common ratio) with the most proposals.
 
     Parameters are those of the whole detector.
     """
@@ -269,15 +273,15 @@ def detector_cost(model: Detection, detector: Detector) -> Cost:
 def settle_norms_(net: nn.Module, images: Iterable[Tensor]) -> None:
     """Set the running statistics of a network's norms to those of some images, in place.
 
-    For a network that was never trained: its norms, frozen as first drawn, would do nothing, and
-    the features of a deep residual network would grow from block to block. ``images`` are
+    For untrained networks: norms frozen at their initial statistics would not normalise anything,
+    and the features of a deep residual network would grow from block to block. ``images`` are
     normalised batches.
     """
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
+        norm.momentum = None  # PyTorch then averages over all batches equally
     net.train()
     with torch.no_grad():
         for batch in images:
@@ -287,7 +291,7 @@ def settle_norms_(net: nn.Module, images: Iterable[Tensor]) -> None:
 
 
 def _parts(net: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """Copy a classifier's features and part them before the last stage."""
+    """Copy a classifier's features and split them before the last stage."""
     features = getattr(net, "features", None)
     if not isinstance(features, nn.Sequential) or not hasattr(features, LAST_STAGE):
         raise ConfigError(
@@ -303,7 +307,7 @@ def _parts(net: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def _freeze_(model: Detection, stages: int | None) -> None:
-    """Stop the norms, the stem and the first stages from learning."""
+    """Freeze the norms, the stem and the first stages."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
@@ -316,7 +320,7 @@ def _freeze_(model: Detection, stages: int | None) -> None:
 
 
 def _draw_predictor_(predictor: nn.Module) -> None:
-    """Draw as the framework does: small, so that boxes start at their proposals."""
+    """Initialise like the framework: with small weights, so that boxes start at their proposals."""
     for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, 0.0, std)

@@ -1,4 +1,4 @@
-"""The task detection: Faster R-CNN on a classifier, scored by mean average precision."""
+"""The task "detection": Faster R-CNN on a classifier, scored by mean average precision."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -30,8 +30,8 @@ from regrow.tasks.base import Details, of_images, register_task
 from regrow.tasks.metric import MEAN_AP
 from regrow.train import Precision, Recipe
 
-SETTLING_IMAGES = 64  # whose statistics the norms of an untrained backbone take
-MEASURING_LR = 1e-9
+SETTLING_IMAGES = 64  # for the statistics of an untrained backbone's norms
+MEASURING_LR = 1e-9  # almost no learning, see ``_measured``
 COCO = {"ap": "COCO AP", "ap50": "COCO AP50", "ap75": "COCO AP75"}
 DETAILS = Details(
     name="detections",
@@ -51,7 +51,7 @@ DETAILS = Details(
 
 @dataclass(frozen=True)
 class DetectorHead:
-    """A detector on the network of a classifier, as jobs and studies ask for one."""
+    """A detector on a classifier's network, with the interface that jobs and studies use."""
 
     detector: Detector
     noun: ClassVar[str] = "detector"
@@ -60,16 +60,16 @@ class DetectorHead:
 
     @classmethod
     def read(cls, value: Any) -> "DetectorHead":
-        """Read what a study says of its detector; nothing is VOC's."""
+        """Read a study's settings of its detector; the default is ``voc``."""
         check_libraries()
         return cls(Detector.from_json("voc" if value is None else value))
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was asked for."""
+        """Return the settings that differ from the defaults."""
         return self.detector.to_json()
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Refuse what a detector cannot be trained with."""
+        """Raise a ``ConfigError`` for a recipe that cannot train a detector."""
         if recipe.augmentation not in (None, *AUGMENTATIONS):
             raise ConfigError(
                 f"Detection: {unknown('augmentation', recipe.augmentation or '', AUGMENTATIONS)}"
@@ -77,8 +77,8 @@ class DetectorHead:
         for option in ("objective", "ema", "lookahead", "mixup", "cutout", "alternating_flip"):
             if (value := getattr(recipe, option)) not in (None, False):
                 raise ConfigError(
-                    f"A detector has losses and images of its own, so its recipe takes no "
-                    f"{option!r}. Leave it out. Got {value!r}."
+                    f"A detector has its own losses and augmentation, so its recipe does not "
+                    f"accept {option!r}. Leave it out. Got {value!r}."
                 )
 
     def around(
@@ -91,7 +91,7 @@ class DetectorHead:
         seed: int = 0,
         trained: Mapping[str, Tensor] | None = None,
     ) -> Detection:
-        """Build a detector on a network; with the state of a ``trained`` one, its other layers."""
+        """Build a detector on a network; its other layers are new, or those of ``trained``."""
         options: dict[str, Any] = {"num_classes": num_classes, "mean": mean, "std": std}
         model = build_detector(net, self.detector, **options, seed=seed)
         if trained is not None:
@@ -99,19 +99,19 @@ class DetectorHead:
             for name in (name for name in state if not is_of_classifier(name)):
                 if state[name].shape != trained[name].shape:
                     raise ConfigError(
-                        f"Pruning would cut channels of the backbone's output, which {name!r} of "
-                        "the detector reads. Prune within the blocks only: scope: conv."
+                        f"Pruning would cut channels of the backbone's output, which the "
+                        f"detector's {name!r} reads. Prune within the blocks only: scope: conv."
                     )
                 state[name] = trained[name]
             model.load_state_dict(state)
         return model
 
     def backbone(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Pick the network's own values out of a detector's, under the network's names."""
+        """Extract the network's state from a detector's, under the network's names."""
         return classifier_state(state)
 
     def settle_(self, net: nn.Module, dataset: Dataset) -> None:
-        """Set the norms of a network that was never trained to some training images."""
+        """Set the norms' statistics of an untrained network to those of some training images."""
         train, _ = self._examples(dataset)
         settle_norms_(net, _some_images(train))
 
@@ -130,29 +130,29 @@ class DetectorHead:
         return DetectionTraining(model, train, recipe, seed=seed, device=device)
 
     def score(self, model: nn.Module, dataset: Dataset, *, precision: Precision) -> dict[str, Any]:
-        """Return the part of a record that says how good a detector is on the test images."""
+        """Return a detector's scores on the test images, for a record."""
         assert isinstance(model, Detection)
         _, test = self._examples(dataset)
         detections = detect(model, test, precision=precision)
         return score(detections, test.truths, dataset.classes)
 
     def cost(self, model: nn.Module) -> Cost:
-        """Count a test image with all of its proposals."""
+        """Return the cost of a test image with the most proposals."""
         assert isinstance(model, Detection)
         return detector_cost(model, self.detector)
 
     def shown(self, recipe: Recipe, num_train: int) -> int:
-        """Count the images that one epoch shows."""
+        """Count the images of one epoch, with mirrored copies."""
         return num_shown(recipe, num_train)
 
     def planned_flops(self, model: ModelSpec, num_classes: int) -> int:
-        """Count the FLOPs of a test image, of a detector on the whole network."""
+        """Count the FLOPs of a test image, for a detector on the unpruned network."""
         return _planned(self, model, num_classes).flops
 
     def seconds(
         self, model: ModelSpec, data: DataSpec, recipe: Recipe, *, measured_for: float
     ) -> tuple[float, float]:
-        """Measure the seconds of an image that is trained on, and of one that is tested."""
+        """Measure the seconds per training image and per test image."""
         return _measured(self, model, data, recipe, measured_for)
 
     def _examples(self, dataset: Dataset) -> tuple[BoxedImages, BoxedImages]:
@@ -167,7 +167,7 @@ def _fitted(spec: DataSpec, short_side: int, long_side: int) -> tuple[BoxedImage
 
 
 def _some_images(examples: BoxedImages) -> Iterator[Tensor]:
-    """Yield the first images, normalised, for norms to settle on."""
+    """Yield the first images, normalised, to compute the norms' statistics."""
     for index in range(min(SETTLING_IMAGES, len(examples))):
         yield normalise(examples.pixels(index)[None], IMAGENET.mean, IMAGENET.std)
 
@@ -185,11 +185,11 @@ def _planned(head: DetectorHead, model: ModelSpec, num_classes: int) -> Cost:
 def _measured(
     head: DetectorHead, model: ModelSpec, data: DataSpec, recipe: Recipe, seconds: float
 ) -> tuple[float, float]:
-    """Train and test for about so long each, an uncut detector on a classifier as first drawn."""
+    """Time training and testing, about ``seconds`` each, of a detector on an untrained network."""
     dataset, net = load(data), build(model.untrained())
     head.settle_(net, dataset)
     whole = _drawn(head, net, len(dataset.classes))
-    # Hardly learning, for a network as first drawn may diverge at a rate that suits a trained one.
+    # Almost no learning: an untrained network may diverge at a rate that suits a trained one.
     slow = replace(recipe, lr=MEASURING_LR)
     training = head.training(whole, dataset, slow, seed=0, device="cpu")
     training.step()  # the first is slower
@@ -209,9 +209,9 @@ def _measured(
 
 
 def lucky_box(untrained: Mapping[str, Any]) -> float:
-    """Return what an untrained detector scored, and one lucky box.
+    """Return the mAP of the untrained detector plus that of one lucky box.
 
-    The surest box of a class alone, if it is right, is worth an eleventh of its average precision.
+    If only the highest-scoring box of a class is correct, the class's average precision is 1/11.
     """
     return float(untrained["map"]) + 1 / 11 / len(untrained["ap"])
 

@@ -1,4 +1,4 @@
-"""The training of a detector, as an object with the steps and the exact resume of ``Training``."""
+"""Train a detector step by step, with the same exact resume as ``Training``."""
 
 import math
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from regrow.train.layout import NOTICE, lay_out_
 from regrow.train.optimiser import decays_and_rates, make_optimiser
 from regrow.train.safe_convolutions import safe_convolutions
 
-# What one epoch shows: every image twice, as it is and mirrored (the framework's); or once,
-# mirrored or not by chance; or as it is.
+# The images of one epoch: each twice, original and mirrored (as in the framework); each once,
+# mirrored at random; or each once.
 AUGMENTATIONS = ("flipped-copies", "flip", "none")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
-BATCHES_AHEAD = 8  # of images that are decoded while the network computes
+BATCHES_AHEAD = 8  # batches that are decoded while the network computes
 
 
 def num_shown(recipe: Recipe, num_images: int) -> int:
-    """Count the images that an epoch shows."""
+    """Count the images of one epoch, with mirrored copies."""
     kind = recipe.augmentation or AUGMENTATIONS[0]
     return num_images * (2 if kind == "flipped-copies" else 1)
 
@@ -42,9 +42,9 @@ class DetectionTraining(Stepping):
     """Train a detector in place.
 
     The order is drawn from (seed, "shuffle", epoch), mirroring from (seed, "augment", epoch), and
-    which anchors and regions a step learns from, from (seed, "sampling", epoch, step). The
-    augmentation of the recipe is ``flipped-copies`` (the default), ``flip`` or ``none``. The loss
-    is the sum of torchvision's four; ``history`` has their means for each epoch.
+    the sampled anchors and regions from (seed, "sampling", epoch, step). The recipe's augmentation
+    is ``flipped-copies`` (the default), ``flip`` or ``none``. The loss is the sum of torchvision's
+    four losses; ``history`` has their means for each epoch.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class DetectionTraining(Stepping):
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
+        self.device = torch.empty(0, device=device).device  # "cuda" means the current one
         self.model = model.to(self.device).train()
         heads = model.roi_heads
         region = (model.backbone.out_channels, *heads.box_roi_pool.output_size)
@@ -77,7 +77,7 @@ class DetectionTraining(Stepping):
 
     @property
     def shown(self) -> int:
-        """Count the images that one epoch shows."""
+        """Count the images of one epoch, with mirrored copies."""
         return num_shown(self.recipe, len(self.examples))
 
     @property
@@ -87,12 +87,12 @@ class DetectionTraining(Stepping):
 
     @property
     def samples(self) -> int:
-        """Count the images trained on so far, each as often as it was seen."""
+        """Count the images seen so far, with repetitions."""
         epochs, place = divmod(self.steps_done, self.steps_per_epoch)
         return epochs * self.shown + place * self.recipe.batch
 
     def step(self) -> None:
-        """Take one update; a loss that is not finite is a ``TrainingError``."""
+        """Do one update; a loss that is not finite raises a ``TrainingError``."""
         epoch, place = self._next()
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._draw(epoch))
@@ -115,7 +115,7 @@ class DetectionTraining(Stepping):
             self._end_epoch(epoch)
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on from a state of the same training; another's is a ``TrainingError``."""
+        """Resume from a saved state; one of a different training raises a ``TrainingError``."""
         self._check_identity(meta)
         self._restore(tensors, meta)
         self._epoch = None
@@ -123,7 +123,7 @@ class DetectionTraining(Stepping):
     def _draw(self, epoch: int) -> _ImageOrder:
         num = len(self.examples)
         order = torch.randperm(self.shown, generator=seeded(self.seed, "shuffle", epoch))
-        mirrored = order >= num  # of flipped copies, the second half are the mirrored ones
+        mirrored = order >= num  # with flipped copies, the second half are the mirrored ones
         if self.recipe.augmentation == "flip":
             draws = torch.rand(num, generator=seeded(self.seed, "augment", epoch))
             mirrored = draws < 0.5
@@ -175,7 +175,7 @@ def forward(
     *,
     precision: Precision = "fp32",
 ) -> Any:
-    """Show bytes [3, H, W] to a detector; return its losses in training, its findings in a test."""
+    """Run a detector on uint8 images [3, H, W]; return losses in training mode, else detections."""
     kind = images[0].device.type
     with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"), safe_convolutions():
         return model([image.float() / 255 for image in images], targets)

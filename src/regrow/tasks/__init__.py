@@ -1,4 +1,4 @@
-"""Tasks: what is learnt of a data set, and what it is scored by. The folder is the registry."""
+"""Learning tasks: a data set's inputs and targets, loss and metric. The folder is the registry."""
 
 from regrow.tasks.base import TASKS, Details, Head, Task, check_task, register_task, task_of
 from regrow.tasks.metric import ACCURACY, Metric

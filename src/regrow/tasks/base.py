@@ -1,6 +1,6 @@
-"""Tasks as values: what a network takes from its data, its loss, and its metric.
+"""Define tasks: the loss, the metric, and the arguments that models get from a data set.
 
-A file given by ``--with`` adds one like any other; a data set, or a study's ``task``, names it::
+A file given by ``--with`` can add a task, which a data set or a study's ``task`` then names::
 
     register_task(
         "ordinal", metric=CLOSE, objective="cross-entropy", tally=off_by_one, conclude=share,
@@ -33,24 +33,24 @@ Conclude = Callable[[Sequence[float]], tuple[float, float | None]]
 
 
 class Head(Protocol):
-    """A value that builds networks for a task on networks of another: trains, scores, counts them.
+    """Interface of what builds, trains and scores networks for a task on networks of another task.
 
     A study names it by its noun (``detector: small``), beside the ``backbone`` it is built on.
     """
 
     noun: ClassVar[str]  # what is built, and the key of its settings in a study: ``detector``
     title: ClassVar[str]  # its name in a table
-    recipe: ClassVar[str]  # the name of the recipe that it is trained by unless a study says more
+    recipe: ClassVar[str]  # the name of its default recipe
 
     @classmethod
     def read(cls, value: Any) -> "Head":
-        """Read what a study says of it; None: nothing."""
+        """Read its settings in a study, or the defaults if None."""
 
     def to_json(self) -> dict[str, Any]:
         """Return its settings."""
 
     def check_recipe(self, recipe: "Recipe") -> None:
-        """Refuse a recipe that it cannot be trained with."""
+        """Raise a ``ConfigError`` for a recipe that it cannot be trained with."""
 
     def around(
         self,
@@ -62,13 +62,13 @@ class Head(Protocol):
         seed: int = 0,
         trained: "Mapping[str, Tensor] | None" = None,
     ) -> "nn.Module":
-        """Build on a network; all that is not the network's own is drawn, or as ``trained``."""
+        """Build on a network; all other layers are initialised, or copied from ``trained``."""
 
     def backbone(self, state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """Pick the state of the network that it was built on out of the whole state."""
+        """Extract the state of the backbone from the whole state."""
 
     def settle_(self, net: "nn.Module", dataset: "Dataset") -> None:
-        """Make a network that was never trained fit to be built on."""
+        """Prepare an untrained network to be built on, in place."""
 
     def training(
         self,
@@ -79,7 +79,7 @@ class Head(Protocol):
         seed: int,
         device: "torch.device | str",
     ) -> "Stepping":
-        """Return its training, at the first step."""
+        """Return its training, before the first step."""
 
     def score(
         self, model: "nn.Module", dataset: "Dataset", *, precision: "Precision"
@@ -90,20 +90,20 @@ class Head(Protocol):
         """Count parameters and operations."""
 
     def shown(self, recipe: "Recipe", num_train: int) -> int:
-        """Count the examples that an epoch shows."""
+        """Count the examples of one epoch."""
 
     def planned_flops(self, model: "ModelSpec", num_classes: int) -> int:
-        """Count the FLOPs of an example, on the whole network."""
+        """Count the FLOPs per example, on the unpruned network."""
 
     def seconds(
         self, model: "ModelSpec", data: "DataSpec", recipe: "Recipe", *, measured_for: float
     ) -> tuple[float, float]:
-        """Measure the seconds of an example that is trained on, and of one that is tested."""
+        """Measure the seconds per training example and per test example."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """A table of further scores: ``values`` picks them from a record, by column, unscaled."""
+    """A table of further scores: ``values`` extracts them from a record, by column, unscaled."""
 
     name: str
     title: str
@@ -116,21 +116,22 @@ class Task:
     """A learning problem on a data set: examples, objective and metric.
 
     Attributes:
-        metric: what networks are scored by.
-        model_arguments: a data set -> the arguments that a model's factory is given from it.
-        objective: the name of the loss that a recipe has which names none.
+        metric: the score of networks.
+        model_arguments: a data set -> the arguments that a model's factory gets from it.
+        objective: the name of the default loss of recipes.
         tally: outputs and targets of a batch -> float64 [k], sums over its examples. They are added
-            up over batches, in one order, so that the score is the same on any number of ranks.
-        conclude: those sums over a whole split -> the score, unscaled, and its standard error over
-            the examples, None where it follows from the count or is not known.
-        baseline: a data set -> what the metric's baseline scores on its test split, unscaled.
-        inputs: what examples it takes (``inputs_of``), any unless given.
-        targets: what is to be learnt of them (``targets_of``), anything unless given.
-        head: the class of what is built on networks of another task; such a task has losses and
-            scores of its own in place of ``objective``, ``tally`` and ``conclude``.
-        measured_baseline: the scores of what a head built, before its training -> the baseline.
+            up over batches, in a fixed order, so that the score does not depend on the number of
+            ranks.
+        conclude: these sums over a whole split -> the score, unscaled, and its standard error over
+            the examples, or None if it follows from the count or is not known.
+        baseline: a data set -> the score of the metric's baseline on its test split, unscaled.
+        inputs: the kinds of examples that it accepts (see ``inputs_of``); by default any.
+        targets: the kinds of targets that it accepts (see ``targets_of``); by default any.
+        head: the class that builds on networks of another task; its losses and scores replace
+            ``objective``, ``tally`` and ``conclude``.
+        measured_baseline: the scores of a head's network before its training -> the baseline.
         details: further scores for a table.
-        about: one line for people.
+        about: a one-line description.
     """
 
     name: str
@@ -148,7 +149,7 @@ class Task:
     about: str = ""
 
     def fits(self, dataset: "Dataset") -> bool:
-        """Tell whether a data set has what is learnt, of examples that it is learnt of."""
+        """Return whether the task accepts the inputs and targets of a data set."""
         return inputs_of(dataset) in self.inputs and targets_of(dataset) in self.targets
 
 
@@ -194,19 +195,19 @@ def register_task(
 
 
 def task_of(dataset: "Dataset") -> Task:
-    """Return what is learnt of a data set."""
+    """Return the task of a data set."""
     return TASKS.get(dataset.task)
 
 
 def inputs_of(dataset: "Dataset") -> Inputs:
-    """Return what the examples of a data set are."""
+    """Return the kind of a data set's examples."""
     if dataset.of_images:
         return "images"
     return "rows of numbers" if dataset.vocabulary is None else "sequences of tokens"
 
 
 def targets_of(dataset: "Dataset") -> Targets:
-    """Return what a data set has for each example to learn."""
+    """Return the kind of a data set's targets."""
     if dataset.has_boxes:
         return "boxes"
     labels = dataset.train.labels
@@ -216,17 +217,17 @@ def targets_of(dataset: "Dataset") -> Targets:
 
 
 def check_task(dataset: "Dataset") -> None:
-    """Refuse a task that cannot be learnt of a data set; the ``ConfigError`` names those that can.
+    """Raise a ``ConfigError`` that names the fitting tasks, if a data set's task does not fit it.
 
-    Models for images take other arguments than models for other examples, so a task of one kind
-    does not fit the other.
+    Models for images take other arguments than models for other examples, so a task for one of
+    them does not fit the other.
     """
     task = task_of(dataset)
     if task.fits(dataset):
         return
     fitting = [name for name in TASKS.names() if TASKS.get(name).fits(dataset)]
     raise ConfigError(
-        f"The task {task.name!r} learns {' or '.join(task.targets)}, of "
+        f"The task {task.name!r} predicts {' or '.join(task.targets)}, from "
         f"{' or '.join(task.inputs)}. The data set {dataset.spec.name!r} has "
         f"{targets_of(dataset)}, of {inputs_of(dataset)}. Tasks for it: "
         f"{', '.join(fitting) or 'none is registered'}."
@@ -234,9 +235,9 @@ def check_task(dataset: "Dataset") -> None:
 
 
 def logits_of(outputs: Any) -> "Tensor":
-    """Return outputs that are a tensor, or the ``logits`` of an output of transformers.
+    """Return a network's output tensor, or the ``logits`` in its output mapping (transformers).
 
-    Others are a ``TrainingError``.
+    Any other output raises a ``TrainingError``.
     """
     from torch import Tensor
 
@@ -251,7 +252,7 @@ def logits_of(outputs: Any) -> "Tensor":
 
 
 def of_images(dataset: "Dataset") -> dict[str, int]:
-    """Tell a model of images how many classes there are, and the images' channels and size."""
+    """Return the arguments for an image model: number of classes, channels and image size."""
     return {
         "classes": len(dataset.classes),
         "in_channels": dataset.channels,
@@ -260,9 +261,9 @@ def of_images(dataset: "Dataset") -> dict[str, int]:
 
 
 def of_arrays(dataset: "Dataset") -> dict[str, int]:
-    """Tell a model how many outputs an example (or token) has, and what inputs are.
+    """Return the arguments for other models: ``outputs`` per example or token, and the input size.
 
-    That is the ``vocabulary`` and the ``length`` of sequences of tokens, else ``features``.
+    The latter is ``vocabulary`` and ``length`` for sequences of tokens, else ``features``.
     """
     shape, targets = dataset.shape, dataset.train.labels
     outputs = len(dataset.classes) or targets[0].numel()

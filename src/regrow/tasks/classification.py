@@ -12,13 +12,13 @@ from regrow.tasks.metric import ACCURACY, EXAMPLE_ACCURACY
 
 
 def count_correct(outputs: Any, targets: Tensor) -> Tensor:
-    """Count the examples whose class has the largest logit, and all: float64 [2]."""
+    """Return the number of examples classified correctly and the number of all: float64 [2]."""
     correct = (logits_of(outputs).argmax(dim=1) == targets).sum()
     return torch.stack([correct.double(), torch.full_like(correct, len(targets)).double()])
 
 
 def share(sums: Sequence[float]) -> tuple[float, None]:
-    """Divide the correct answers by all; the error follows from the count."""
+    """Return the share of correct answers; the standard error (None) follows from the count."""
     return sums[0] / sums[1], None
 
 
@@ -28,7 +28,7 @@ def share_of_most_frequent(dataset: Dataset) -> float:
     return int(torch.bincount(labels).max()) / len(labels)
 
 
-# What one class for each example asks for, whatever examples are.
+# Shared by the tasks that have one class per example.
 BY_CLASS: Mapping[str, Any] = {
     "objective": "cross-entropy",
     "tally": count_correct,

@@ -1,4 +1,4 @@
-"""Metrics as values: what networks are scored by, and what a report may conclude from it."""
+"""Define metrics: the scores of networks, with the facts that a report needs to compare them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,22 +10,22 @@ class Metric:
     """The score in the rows of a report, with its names, direction and resolution.
 
     Attributes:
-        key: its name in a record, where it stands unscaled (an accuracy as a share).
+        key: its name in a record, where its value is unscaled (accuracy as a share).
         name: its name in tables and sentences.
         axis: the label of a figure's axis.
         about: the sentence under the tables, without its full stop.
-        baseline: what scores it without having learnt anything.
-        beats_baseline: what a network is that has learnt something, as in "is not ...".
-        unit: of a value, in the head of a column.
-        difference_unit: of differences and margins.
-        factor: of what a report shows over what a record holds.
-        better: which direction is an improvement.
-        margin: the difference below which arms count as equivalent, unless a study says its own.
-        digits: behind the point.
-        example: what a test set is counted in.
+        baseline: a predictor that has learnt nothing, as a phrase.
+        beats_baseline: a phrase for a network that has learnt something, used as in "is not ...".
+        unit: the unit of values, in a column's heading.
+        difference_unit: the unit of differences and margins.
+        factor: the value in a report divided by the value in a record.
+        better: the direction of an improvement.
+        margin: the default difference below which arms count as equivalent.
+        digits: the number of decimals.
+        example: the noun for one test example.
         counted: whether it is the share of test examples that were answered correctly. Then chance
-            and sampling error are those of a binomial count; else a record gives its ``error``.
-        per_loss: how much of it one unit of training loss is worth at most; None if nobody knows.
+            and sampling error are those of a binomial count; else the record has an error.
+        per_loss: the most that one unit of training loss can change it; None if unknown.
     """
 
     key: str
@@ -46,25 +46,25 @@ class Metric:
 
     @property
     def head(self) -> str:
-        """The head of its column: ``accuracy %``."""
+        """The heading of its column: ``accuracy %``."""
         return f"{self.name} {self.unit}".rstrip()
 
     @property
     def unit_word(self) -> str:
-        """Its unit in files for programs: ``percent``."""
+        """Its unit in machine-readable files: ``percent``."""
         return "percent" if self.unit == "%" else self.difference_unit
 
     @property
     def error_key(self) -> str:
-        """The name of its standard error over the test examples in a record."""
+        """The name, in a record, of its standard error over the test examples."""
         return f"{self.key}_error"
 
     def reported(self, value: float) -> float:
-        """Scale a record's value to what reports show."""
+        """Convert a record's value to the scale of reports."""
         return self.factor * value
 
     def gain(self, difference: float) -> float:
-        """Return a difference with its sign such that an improvement is positive.
+        """Return a difference, with its sign changed if necessary so that positive is better.
 
         >>> BITS_PER_BYTE.gain(-0.25)
         0.25
@@ -72,7 +72,7 @@ class Metric:
         return difference if self.better == "higher" else -difference
 
     def amount(self, number: str) -> str:
-        """Write a difference with its unit: ``0.3 points``, ``1 point``."""
+        """Return a difference with its unit: ``0.3 points``, ``1 point``."""
         unit = self.difference_unit
         return f"{number} {unit.removesuffix('s') if number == '1' else unit}".rstrip()
 
@@ -90,7 +90,7 @@ ACCURACY = Metric(
     digits=2,
     example="image",
     counted=True,
-    # A wrong answer costs at least ln 2 of cross-entropy.
+    # The cross-entropy of a wrong answer is at least ln 2.
     per_loss=100 / math.log(2),
 )
 EXAMPLE_ACCURACY = replace(ACCURACY, example="example")

@@ -1,4 +1,4 @@
-"""Regression: numbers for each row, scored by R2, the share of their variance that is explained."""
+"""Regression: numbers for each row, scored by R2, the explained share of their variance."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from regrow.tasks.metric import R_SQUARED
 
 
 def square_errors(outputs: Any, targets: Tensor) -> Tensor:
-    """Sum over rows: 1, e, t, e^2, t^2, e t; of each row's squared error e and squared target t.
+    """Sum 1, e, t, e^2, t^2, e t over rows, with squared error e and squared target t of a row.
 
     Targets are standardised by the training rows, so t is the error of predicting their mean.
     """
@@ -30,7 +30,7 @@ def square_errors(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def r_squared(sums: Sequence[float]) -> tuple[float, float | None]:
-    """Return 1 - sum e / sum t, and its standard error over the rows by the delta method."""
+    """Return 1 - (sum of e) / (sum of t), and its standard error over rows by the delta method."""
     num, e, t, ee, tt, et = sums
     if t == 0.0:
         raise TrainingError(

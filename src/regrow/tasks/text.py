@@ -1,4 +1,4 @@
-"""Text: a class for each token, or the byte that comes next, scored over whole sequences."""
+"""Tasks on sequences: a class for each token, or the next token or byte."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from regrow.tasks.metric import BITS_PER_BYTE, PERPLEXITY, TOKEN_ACCURACY
 
 
 def count_tokens(outputs: Any, targets: Tensor) -> Tensor:
-    """Sum over sequences: 1, c, n, c^2, n^2, c n; of c correct tokens among n that count."""
+    """Sum 1, c, n, c^2, n^2, c n over sequences, with c correct of n labelled tokens in each."""
     labelled = targets != IGNORED
     correct = ((logits_of(outputs).argmax(dim=-1) == targets) & labelled).flatten(1).sum(1).double()
     return _moments(correct, labelled.flatten(1).sum(1).double())
 
 
 def sum_bits(outputs: Any, targets: Tensor) -> Tensor:
-    """Sum over sequences: 1, b, n, b^2, n^2, b n; of b bits for n tokens."""
+    """Sum 1, b, n, b^2, n^2, b n over sequences, with b bits of loss for n tokens in each."""
     logits = logits_of(outputs)
     losses = functional.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=IGNORED
@@ -36,7 +36,7 @@ def _moments(a: Tensor, n: Tensor) -> Tensor:
 
 
 def ratio(sums: Sequence[float]) -> tuple[float, float | None]:
-    """Divide two sums over sequences; with the standard error that sequences, not tokens, give."""
+    """Return a ratio of two sums over sequences, and its standard error over sequences."""
     num, a, n, aa, nn, an = sums
     value = a / n
     variance = max(0.0, aa - 2 * value * an + value**2 * nn)
@@ -44,15 +44,15 @@ def ratio(sums: Sequence[float]) -> tuple[float, float | None]:
 
 
 def share_of_most_frequent_token(dataset: Dataset) -> float:
-    """Return what naming the most frequent class for each token of the test split scores."""
+    """Return the share of the most frequent class among the labelled tokens of the test split."""
     labels = _labelled(dataset.test.labels)
     return int(torch.bincount(labels).max()) / len(labels)
 
 
 def bits_by_frequency(dataset: Dataset) -> float:
-    """Return the bits that the test split takes by the tokens' frequencies in training.
+    """Return the bits per token of the test split under the token frequencies of training.
 
-    Each token is counted once more than it occurs, so that none is impossible.
+    Each count is raised by one, so that no token has probability 0.
     """
     num = len(dataset.classes)
     counts = torch.bincount(_labelled(dataset.train.labels), minlength=num).double() + 1
@@ -65,18 +65,18 @@ def _labelled(labels: Tensor) -> Tensor:
 
 
 def perplexity(sums: Sequence[float]) -> tuple[float, float | None]:
-    """Return 2 to the bits of a token, and its standard error by the delta method."""
+    """Return 2 to the power of the bits per token, and its standard error by the delta method."""
     bits, error = ratio(sums)
     value = math.exp2(bits)
     return value, None if error is None else value * math.log(2) * error
 
 
 def perplexity_by_frequency(dataset: Dataset) -> float:
-    """Return the perplexity of the test split by the tokens' frequencies in training."""
+    """Return the perplexity of the test split under the token frequencies of training."""
     return math.exp2(bits_by_frequency(dataset))
 
 
-# What a class for each token asks for.
+# Shared by the tasks that have a class for each token.
 BY_TOKEN: Mapping[str, Any] = {
     "objective": "token-cross-entropy",
     "model_arguments": of_arrays,

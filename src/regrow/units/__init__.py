@@ -1,1 +1,1 @@
-"""Units, the things that pruning methods remove; one file for each kind."""
+"""Units, the parts of a network that pruning methods remove; one file for each kind."""

@@ -1,4 +1,4 @@
-"""Residual blocks: the branch is removed, and the shortcut stays."""
+"""Residual blocks as units: the branch is removed, and the shortcut stays."""
 
 from collections.abc import Collection
 
@@ -12,12 +12,12 @@ from regrow.surgery.mask import Mask
 
 
 def groups(model: nn.Module, _trace: Trace, _scope: Collection[str]) -> dict[str, Group]:
-    """List the residual blocks of a network as groups of a single unit."""
+    """Return the residual blocks of a network, each as a group of a single unit."""
     return block_groups(model)
 
 
 def cut_branches_(small: nn.Module, mask: Mask, _trace: Trace) -> None:
-    """Put in the place of blocks what is left of them without a branch."""
+    """Replace blocks by what remains of them without their branch."""
     new: dict[nn.Module, nn.Module] = {}
     for block in dropped(small, mask).values():
         assert isinstance(block, nn.Module)
@@ -26,13 +26,13 @@ def cut_branches_(small: nn.Module, mask: Mask, _trace: Trace) -> None:
 
 
 def silence_branches_(quiet: nn.Module, mask: Mask, _trace: Trace) -> None:
-    """Let the branches of blocks add exactly zero."""
+    """Make the branches of removed blocks add exactly zero."""
     for block in dropped(quiet, mask).values():
         silence_(block)
 
 
 def sizes(mask: Mask, model: nn.Module, _trace: Trace) -> dict[str, int]:
-    """Count the parameters that go with branches as empty."""
+    """Return size 0 for each parameter that is removed with a branch."""
     gone: set[int] = set()
     for block in dropped(model, mask).values():
         assert isinstance(block, nn.Module)

@@ -1,4 +1,4 @@
-"""Channels (of grouped convolutions, groups of them): cut out of all layers that hold them."""
+"""Channels (or groups of a grouped convolution) as units: cut out of all layers that hold them."""
 
 from collections.abc import Collection
 from math import prod
@@ -12,23 +12,23 @@ from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence_channels_
 from regrow.units.keep_layers_alive import guard
 
-# Of a residual stream, which positions stay matters too, because other layers share them.
+# Not streams: there it also matters which positions stay, because other layers share them.
 _PRIVATE = {"conv", "normed-conv", "linear", "normed-linear"}
 
 
 def groups(_model: nn.Module, trace: Trace, scope: Collection[str]) -> dict[str, Group]:
-    """Return the groups of channels that lie in a scope."""
+    """Return the groups of channels in a scope."""
     return {name: g for name, g in trace.groups.items() if _why_not(g, scope) is None}
 
 
 def left_out(trace: Trace, scope: Collection[str]) -> dict[str, str]:
-    """Return the groups of channels that do not, with the reason."""
+    """Return the groups of channels outside a scope, each with the reason."""
     reasons = {name: _why_not(group, scope) for name, group in trace.groups.items()}
     return {name: why for name, why in reasons.items() if why is not None}
 
 
 def sizes(mask: Mask, model: nn.Module, trace: Trace) -> dict[str, int]:
-    """Count the numbers that stay of each parameter which loses some."""
+    """Return the number of elements that remain of each parameter that loses some."""
     parameters = dict(model.named_parameters())
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     touched = {}
@@ -40,7 +40,7 @@ def sizes(mask: Mask, model: nn.Module, trace: Trace) -> dict[str, int]:
 
 
 def _why_not(group: Group, scope: Collection[str]) -> str | None:
-    """Say why a group of channels is not in a scope; None if it is."""
+    """Return why a group of channels is not in a scope; None if it is."""
     if group.kind in scope:
         return None
     if f"normed-{group.kind}" not in scope:

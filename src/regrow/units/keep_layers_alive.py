@@ -1,8 +1,8 @@
-"""Keep every layer alive: where a choice of channels would empty one, give it a channel back.
+"""Prevent layers without channels: restore a channel wherever a choice would remove all of them.
 
 A layer may hold only some of a group's units (the narrow end of a padded shortcut), and several
-groups may share its channels (a stream, and a norm's view of it); it lives by a channel that all of
-them keep.
+groups may share its channels (a stream, and a norm's view of it): a channel remains only if all of
+them keep it.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from regrow.surgery import Slot, Trace
 def guard(
     kept: Mapping[str, Tensor], scores: Mapping[str, Tensor], trace: Trace
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return kept units by group that leave no layer empty, and the groups that got one back.
+    """Return kept units by group that leave no layer empty, and the groups where one was restored.
 
-    An emptied group gets its highest score back. Any other emptied layer gets the position for
-    which the fewest groups have to keep one unit more; of several, the one that ranks highest.
+    In an empty group, the unit with the highest score is restored. In any other empty layer, it is
+    the position at which the fewest groups have to restore a unit; of several, the highest ranked.
     """
     alive = {name: stays.clone() for name, stays in kept.items()}
     helped: dict[str, None] = {}
@@ -42,7 +42,7 @@ def guard(
 
 
 def _layers(trace: Trace, groups: Mapping[str, Tensor]) -> list[list[tuple[str, Slot]]]:
-    """List the places that hold units of the groups: for each dimension of each tensor, whose."""
+    """List, for each dimension of each tensor that holds units of the groups, these groups."""
     layers: dict[tuple[str, int], list[tuple[str, Slot]]] = {}
     for name in groups:
         for slot in trace.groups[name].slots:
@@ -55,7 +55,7 @@ def _order(scores: Tensor) -> Tensor:
 
 
 def _ranks_at(slot: Slot, scores: Tensor) -> Tensor:
-    """Return the share of its group that the unit at each position outranks; 0 without a unit."""
+    """Return, for each position, the share of its group that its unit outranks; 0 if no unit."""
     ranks = torch.empty(len(scores))
     ranks[_order(scores)] = torch.arange(len(scores) - 1, -1, -1.0) / len(scores)
     return ranks[slot.units.clamp(min=0)] * (slot.units >= 0)

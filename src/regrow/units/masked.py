@@ -1,8 +1,8 @@
-"""Weights and filters, held at zero in a network of full size: which layers have them.
+"""Weights and filters as units: held at zero in a network of full size.
 
-Holding a weight at zero takes a weight that is a parameter and reaches the data as it is. Layers
-whose weight is computed (weight_norm, spectral_norm, the masks of nn.utils.prune, weight
-standardisation, fake quantisation) are refused: pruning the others alone would miss the sparsity.
+A weight can be held at zero only if it is a parameter that the layer uses unchanged. Layers whose
+weight is computed (weight_norm, spectral_norm, the masks of nn.utils.prune, weight standardisation,
+fake quantisation) raise an error, because pruning only the other layers would miss the sparsity.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +15,7 @@ from regrow.errors import TraceError
 from regrow.surgery import Group, Kind, Slot, Trace, in_shortcuts
 from regrow.surgery.mask import check_shape, filter_dim, layer_of
 
-# What a layer has whose weight is computed by PyTorch's own means -> how to make it a parameter.
+# An attribute of layers whose weight PyTorch computes -> the call that makes it a parameter.
 _FOLDS = {
     "parametrizations": "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
     "weight_mask": "torch.nn.utils.prune.remove(layer, 'weight')",
@@ -25,24 +25,24 @@ _FOLDS = {
 
 
 def weight_groups(model: nn.Module, scope: Collection[str]) -> dict[str, Group]:
-    """List the weights of convolutions (and linear layers) as groups of single weights.
+    """Return the weights of convolutions (and linear layers) as groups of single weights.
 
-    Biases and norms are never pruned; linear layers only where ``scope`` says so. A weight that
-    layers share is one group.
+    Biases and norms are never pruned; convolutions and linear layers only if in ``scope``. A weight
+    that layers share is one group.
     """
     groups = {}
     for tensor, module in _weights(model):
         kind: Kind = "conv" if isinstance(module, nn.modules.conv._ConvNd) else "linear"
         if kind in scope:
             weight = _parameter(tensor, module)
-            units = torch.arange(weight.numel())  # every element a unit
+            units = torch.arange(weight.numel())  # each element is a unit
             slot = Slot(tensor, 0, units, "producer")
             groups[tensor] = Group(tensor, kind, weight.numel(), (slot,), ())
     return groups
 
 
 def filter_groups(model: nn.Module) -> dict[str, Group]:
-    """List the filters of every convolution, but for the projections (1x1) of shortcuts."""
+    """Return the filters of every convolution as groups, except 1x1 projections of shortcuts."""
     shortcuts = in_shortcuts(model)
     groups = {}
     for tensor, module in _weights(model):
@@ -75,7 +75,7 @@ def check_masked(groups: Mapping[str, Group], trace: Trace) -> None:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the weights of convolutions and linear layers by name, once where layers share one."""
+    """Yield the weights of convolutions and linear layers by name; a shared one only once."""
     seen: dict[int, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
@@ -94,13 +94,13 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _parameter(tensor: str, module: nn.Module) -> nn.Parameter:
-    """Return a layer's weight, which has to be a parameter."""
+    """Return a layer's weight; raise a ``TraceError`` if it is not a parameter."""
     weight = module._parameters.get("weight")
     if weight is None:
         fold = next((way for mark, way in _FOLDS.items() if hasattr(module, mark)), None)
         how = f"Fold it into one first, {fold}" if fold else "Make it one"
         raise TraceError(
-            f"The weights of {_layer(tensor)!r} cannot be held at zero, because its weight is no "
+            f"The weights of {_layer(tensor)!r} cannot be held at zero, because they are not a "
             f"parameter but computed from others. {how}, or prune channels, which leaves such "
             "layers whole."
         )
@@ -117,7 +117,7 @@ def _single_weights(kept: Tensor, name: str, model: nn.Module) -> Tensor:
 
 
 def _whole_filters(kept: Tensor, name: str, model: nn.Module) -> Tensor:
-    """Lay what holds for each filter of a weight along its dimension."""
+    """Reshape a mask of filters so that it broadcasts over the weight."""
     weight, dim = model.get_parameter(name), filter_dim(layer_of(name, model))
     check_shape(kept, name, tuple(weight.shape[dim : dim + 1]))
     along = [1] * weight.dim()
