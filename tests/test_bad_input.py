@@ -211,7 +211,7 @@ CUTS = [  # the network, what is asked for, and the message
     ("Net", (*HALF, "--weights", "other.pt"), "it lacks 'a.weight', 'a.bias'"),
     ("Net", (*HALF, "--weights", "pickled.pt"), "it holds more than tensors"),
     ("Net", (*HALF, "--weights", "empty.safetensors"), "it is not a file of tensors"),
-    ("Net", (*HALF, "--weights", "published"), "is no model of a library"),
+    ("Net", (*HALF, "--weights", "published"), "is not from a library"),
 ]  # fmt: skip
 
 

@@ -288,7 +288,7 @@ def test_weights_that_cannot_be_had_say_where_they_were_looked_for() -> None:
     message = (
         r"ResNet34_Weights.IMAGENET1K_V1 cannot be loaded: neither from '.*checkpoints' nor from "
         r"https://download.pytorch.org/models/resnet34.*\(.*no route to host.*"
-        r"put that file into that folder"
+        r"put the file into the folder"
     )
     with pytest.raises(DataError, match=message):
         make("imagenet-resnet-34", **TORCHVISION)
@@ -441,8 +441,8 @@ def test_selections_are_the_published_ones_at_the_published_width() -> None:
     ("selections", "wrong"),
     [
         ([*SELECTED_2X[:-1], SELECTED_2X[-1][:-1]], "as many as its 'widths' say"),
-        ([SELECTED_2X[0][::-1], *SELECTED_2X[1:]], "of which one does not rise"),
-        ([[*SELECTED_2X[0][:-1], 64], *SELECTED_2X[1:]], "select channel 64 of the 64"),
+        ([SELECTED_2X[0][::-1], *SELECTED_2X[1:]], "of which one is not rising"),
+        ([[*SELECTED_2X[0][:-1], 64], *SELECTED_2X[1:]], "select channel 64 of a block with 64"),
     ],
 )
 def test_selections_that_do_not_fit_are_refused(selections: list[list[int]], wrong: str) -> None:
@@ -504,7 +504,7 @@ def test_first_unit_projects_what_its_norm_and_relu_make() -> None:
         ("imagenet-resnet-34", {"widths": [[8]] * 15}, r"each of its 16 blocks, of 1 numb.*Got 15"),
         ("imagenet-resnet-34", {"widths": [[8, 8]] * 16}, r"with \[8, 8\] among them"),
         ("imagenet-resnet-50", {"widths": [[8, 0]] * 16}, r"of 2 or 3 numbers.*\[8, 0\] among"),
-        ("imagenet-resnet-50", {"widths": [[65, 8, 8]] * 16}, r"select 65 channels of the 64"),
+        ("imagenet-resnet-50", {"widths": [[65, 8, 8]] * 16}, r"select 65 of a block.s 64 input"),
         ("imagenet-resnet-50", {"widths": "thin"}, r"'widths' must be a list, .*Got 'thin'"),
         ("imagenet-resnet-34", {"groups": 2}, r"'groups' of a ResNet .*1 in basic.*Got 2"),
         ("imagenet-resnet-50", {"groups": 0}, r"'groups' of a ResNet .*at least 1.*Got 0"),

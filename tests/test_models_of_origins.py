@@ -145,7 +145,7 @@ def test_weights_that_change_while_a_study_runs_are_not_taken(here: Path) -> Non
     [
         ({"weights": "none.pt"}, r"none\.pt: there is no such file"),
         ({"weights": "own_net.txt"}, "there is no such file"),
-        ({"weights": "published"}, "is no model of a library"),
+        ({"weights": "published"}, "is not from a library"),
         ({"trained_epochs": 3}, "need 'weights'"),
         ({"weights": "x.pt", "trained_epochs": 0}, "'trained_epochs' must be an int of at least 1"),
         ({"widht": 3}, r"its arguments are .*--set"),

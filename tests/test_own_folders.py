@@ -280,7 +280,7 @@ NAMES = [  # of networks, and what is offered in their place
     ("torch-vision/resnet18", "Do you mean torchvision/resnet18?"),
     ("nets.mlp", "Do you mean nets.py:mlp?"),
     ("nets.py", "Add the function: nets.py:build"),
-    ("mine.pt", "give it by --weights, beside the code"),
+    ("mine.pt", "give it with --weights, beside the code"),
     ("small", "'small' holds a network that regrow saved. Name a function that loads it"),
     ("bert", "Do you mean hf/bert?"),
 ]
@@ -448,7 +448,7 @@ def test_a_misspelt_folder_is_said_at_once(here: Path, no_hub: list[dict[str, An
 @pytest.mark.parametrize("name", ["../gone", "a/b/c", "~/gone", "/tmp/gone/bert", "./bert"])
 def test_a_path_is_no_name_of_the_hub(name: str, no_hub: list[dict[str, Any]]) -> None:
     with pytest.raises(
-        ConfigError, match=r"There is no folder '.*No model of the Hugging Face hub"
+        ConfigError, match=r"There is no folder '.*It is not an ID of the Hugging Face hub"
     ):
         ModelOrigin(f"hf/{name}").build()
     assert no_hub == []

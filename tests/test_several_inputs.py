@@ -98,8 +98,8 @@ def test_lists_and_mappings_are_stated_and_a_network_of_them_is_cut(texts: list[
         ("[3x8x8]]", "--input must be"),
         ("[]", "--input must be"),
         ("[3x8x8,,3x8x8]", "--input must be"),
-        ("[a:3x8x8,3x8x8]", "either all have a name"),
-        ("x:[a:1x2,a:1x3]", "either all have a name"),
+        ("[a:3x8x8,3x8x8]", "either all must have different names"),
+        ("x:[a:1x2,a:1x3]", "either all must have different names"),
         ("[3x8x8:float31]", "Unknown kind of number"),
     ],
 )

@@ -1,9 +1,9 @@
-"""Networks by name: their specs, building them, and reinitialising them.
+"""Define networks by name, build them, and reinitialise them.
 
 The folder is the registry: each family is one file here, and a user's file given by ``--with``
-registers its own with the same ``register_model``. A model's factory takes keyword arguments only:
-``classes``, ``in_channels``, ``input_size`` (pixels of a square image), ``width`` (a factor on all
-channel numbers), and those of its own variants.
+registers more networks with the same ``register_model``. A model's factory takes keyword arguments
+only: ``classes``, ``in_channels``, ``input_size`` (side of a square image in pixels), ``width`` (a
+factor on all channel numbers), and those of the family's variants.
 """
 
 import inspect
@@ -42,24 +42,24 @@ if TYPE_CHECKING:
 Factory = Callable[..., "nn.Module"]
 F = TypeVar("F", bound=Factory)
 
-FROM_DATA = ("classes", "in_channels", "input_size")  # what a study fills in for images
-# What it fills in for rows of features, and for sequences of tokens: see ``tasks.base``.
+FROM_DATA = ("classes", "in_channels", "input_size")  # arguments that a study fills in for images
+# Likewise for rows of features, and for sequences of tokens: see ``tasks.base``.
 OF_FEATURES, OF_TOKENS = ("features", "outputs"), ("vocabulary", "length", "outputs")
-PUBLISHED_CLASSES = 1000  # of ImageNet, which the published ``weights`` tell apart
+PUBLISHED_CLASSES = 1000  # of ImageNet, on which the published ``weights`` were trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """A registered network: its factory, and the arguments that make it this one of its family.
+    """A network by name: its factory, and the arguments that select it among its family.
 
     Attributes:
         from_data: the arguments that come from the data set.
-        revision: counts what the name has meant so far; it is part of keys from 2 on.
-        renamed: what the factory calls an argument that comes from the data set, if otherwise.
-        outside: whether it is no registered network, but one by its origin (``models.origins``):
-            it takes any examples, and from data what it has arguments for.
-        identity: of such a network, what stands for its name in keys.
-        published: of such a network, builds it with the weights that its library publishes.
+        revision: the number of different networks that the name has meant; in keys from 2 on.
+        renamed: the factory's own names of arguments that come from the data set, where different.
+        outside: whether it is given by its origin (``models.origins``) instead of registered: then
+            it accepts any examples, and gets from the data only the arguments that it has.
+        identity: for a network by its origin, the entries of keys that replace its name.
+        published: for a network by its origin, builds it with its library's published weights.
     """
 
     name: str
@@ -75,21 +75,21 @@ class ModelEntry:
     published: Factory | None = None
 
     def arguments_of(self, data: Mapping[str, int]) -> dict[str, int]:
-        """Return what data say, as the factory calls it."""
+        """Return the arguments that come from the data, under the factory's names."""
         return {self.renamed.get(n, n): data[n] for n in self.from_data if n in data}
 
 
-# What a network is called that nobody registered: see ``models.origins``.
+# The names of networks that are not registered: see ``models.origins``.
 ORIGIN = r".+:[A-Za-z_][\w.]*|(timm|torchvision|hf)/.*|[^:]*\.py|[^\s:]*/[^\s:]*"
 
 
 def is_origin(name: object) -> bool:
-    """Tell whether a name is that of a network which nobody registered, ``file.py:build``."""
+    """Return whether a name is the origin of an unregistered network, such as ``file.py:build``."""
     return isinstance(name, str) and re.fullmatch(ORIGIN, name.strip()) is not None
 
 
 def _origins() -> Any:
-    return import_module("regrow.models.origins")  # which itself builds registered networks
+    return import_module("regrow.models.origins")  # lazily, because it imports this module
 
 
 MODELS: Registry[ModelEntry] = Registry(
@@ -122,7 +122,7 @@ def register_model(
     network are not used for the new one.
 
     One factory may have several names. Its docstring's "Reference:" paragraph is shown to users.
-    A whole file that adds a model::
+    Example of a whole file that adds a model::
 
         @register_model("one-layer", family="example")
         def one_layer(*, classes: int, in_channels: int = 3, input_size: int = 32) -> nn.Module:
@@ -162,13 +162,13 @@ def _data_arguments(takes: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, init=False)
 class ModelSpec:
-    """A request for a network: a registered name, or an origin's text, and its arguments.
+    """A network to build: a registered name or an origin's text, and its arguments.
 
-    Two specs are equal when their canonical names and arguments are. Whether the name and the
-    arguments exist is checked by ``resolve`` and ``build``.
+    Two specs are equal if their canonical names, arguments, inputs and checkpoints are. ``resolve``
+    and ``build`` check that the name and the arguments exist.
 
-    ``inputs`` is the text of an example (see ``models.inputs``) where that is not one tensor of the
-    shape of the data; ``checkpoint`` are trained weights that the network comes with.
+    ``inputs`` describes an example as text (see ``models.inputs``), unless that is one tensor with
+    the shape of the data; ``checkpoint`` are trained weights that the network starts with.
     """
 
     name: str
@@ -199,25 +199,28 @@ class ModelSpec:
         return arguments
 
     def untrained(self) -> "ModelSpec":
-        """Return the spec without trained ``weights``: the same layers, drawn from a seed."""
+        """Return the spec without trained weights: the same layers, initialised from a seed."""
         arguments = self.arguments
         if not is_origin(self.name):
             arguments.pop("weights", None)
         return ModelSpec(self.name, arguments, inputs=self.inputs)
 
     def fresh(self, seed: int) -> "nn.Module":
-        """Build the network as drawn from a seed, without trained weights."""
+        """Build the network without trained weights, initialised from a seed."""
         return build(self.untrained(), seed=seed)
 
     def has_rule(self) -> bool:
-        """Tell whether ``initialise_`` draws the network as its code means it to start.
+        """Return whether ``initialise_`` is known to initialise the network as intended.
 
-        It has a method of that name, or is a model of regrow's own.
+        This holds for regrow's own models, and for networks with a method of that name.
         """
         return MODELS.is_own(self.name) or _has_method(self.untrained(), MODELS.code(self.name))
 
     def with_data(self, data: Mapping[str, int], *, inputs: str | None = None) -> "ModelSpec":
-        """Return the spec with what a data set says; what an origin's user says comes first."""
+        """Return the spec with the arguments that come from a data set.
+
+        For a network by its origin, the arguments that the user gave take precedence.
+        """
         entry = MODELS.get(self.name)
         known = entry.arguments_of(data)
         arguments = {**known, **self.arguments} if entry.outside else {**self.arguments, **known}
@@ -225,9 +228,9 @@ class ModelSpec:
 
     @property
     def is_published(self) -> bool:
-        """True if it comes with trained weights to the last layer: nothing is left to train.
+        """True if it comes with trained weights, including the head, so needs no training.
 
-        For other classes than those of published weights the head is drawn, and is to be trained.
+        With a number of classes other than the published weights', the head is random instead.
         """
         if self.checkpoint is not None:
             return True
@@ -243,10 +246,10 @@ class ModelSpec:
         return {"name": self.name, "arguments": self.arguments}
 
     def identity(self) -> dict[str, Any]:
-        """Return what a key digests: the spec, and how often its name came to mean another.
+        """Return the part of keys that identifies the network: the spec and the name's revision.
 
-        A network by its origin is known by its content, wherever its code or folder lies; trained
-        weights by the digest of theirs.
+        A network by its origin is identified by its content, wherever its code or folder is, and
+        trained weights by their digest.
         """
         entry = MODELS.get(self.name)
         named = {"name": self.name} if not entry.outside else dict(entry.identity)
@@ -259,7 +262,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":
-        """Read what ``to_json`` wrote."""
+        """Read the JSON values of ``to_json``."""
         if not isinstance(value, Mapping):
             raise ConfigError(f"A model must map 'name' and 'arguments'. Got {value!r}.")
         for key in value:
@@ -271,11 +274,11 @@ class ModelSpec:
 
 
 def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
-    """Return every argument a spec stands for: the factory's, the name's and the given ones.
+    """Return all arguments of a spec: the given ones, else the name's or the factory's defaults.
 
     A ``ConfigError`` names an unknown model or argument (with the nearest known ones), a missing
     argument, or a value of the wrong type. ``reserved`` arguments, which the caller fills in from
-    the data, may be neither given nor missed; they are not in the result unless they have defaults.
+    the data, must not be given; they are not in the result unless they have defaults.
     """
     entry = MODELS.get(spec.name)
     where = f"model {entry.name!r}"
@@ -286,7 +289,7 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
                 f"{where}: the argument {name!r} comes from the data set. Leave it out."
             )
     if entry.outside:
-        return chosen  # which its own code checks
+        return chosen  # checked by the network's own code
     check_arguments(entry.factory, chosen, where=where, reserved=reserved)
     hints = annotations(entry.factory)
     arguments: dict[str, Any] = {}
@@ -310,12 +313,13 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
-    """Build the network of a spec, in training mode, its parameters drawn from (seed, "init").
+    """Build the network of a spec, in training mode, initialised from (seed, "init").
 
-    They are those of its ``checkpoint`` where it has one.
+    If the spec has a ``checkpoint``, the parameters are those of the checkpoint.
 
-    The global generator is left as it was. Raises what ``resolve`` raises, and a ``ConfigError``
-    for values the family refuses (a depth that does not fit, an empty plan).
+    The state of the global generator is restored. Raises the errors of ``resolve``, and a
+    ``ConfigError`` for values that the family does not accept (a depth that does not fit, an empty
+    plan).
     """
     from torch import nn
 
@@ -339,12 +343,12 @@ def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
 
 @lru_cache(maxsize=256)
 def _check_room(spec: ModelSpec) -> None:
-    """Refuse a network that memory does not hold, before any is taken: its shapes are added up."""
+    """Raise if a network does not fit into memory, from its shapes alone, before allocating it."""
     import torch
     from torch.overrides import TorchFunctionMode
 
     class Undrawn(TorchFunctionMode):
-        """Draws nothing: there is nothing to fill, and the normal draw imports a compiler."""
+        """Skips ``normal_``, which is useless on the meta device and would import a compiler."""
 
         def __torch_function__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -365,9 +369,9 @@ def _check_room(spec: ModelSpec) -> None:
 
 
 def example_input(spec: ModelSpec, shape: Sequence[int]) -> Any:
-    """Return an input of a model, of a shape: zeros, or for a model of tokens several of them.
+    """Return an example input of a model: zeros of a shape, or token ids for a model of tokens.
 
-    Several inputs where the spec has a text for them.
+    If the spec has a text for its inputs, they are as the text says.
     """
     import torch
 
@@ -383,18 +387,19 @@ def example_input(spec: ModelSpec, shape: Sequence[int]) -> Any:
 def initialise_(model: "nn.Module", *, seed: int) -> None:
     """Reinitialise every parameter and running statistic of a model, from (seed, "reinit").
 
-    The model's own ``initialise_()`` does it, or else the ``reset_parameters()`` of each of its
-    layers, and the rule of its class for a network of transformers within it. All read the sizes of
-    the layers as they are, so a narrowed network is drawn by its narrow shapes. What none covers
-    (class tokens, tables of positions) is a ``ConfigError`` (and is left not-a-number).
-    The model should be on the CPU: other devices draw other numbers from the same seed.
+    The model's own ``initialise_()`` is called, or else the ``reset_parameters()`` of each of its
+    layers, and for any network from transformers within it, the rule of its class. All of these use
+    the present sizes of the layers, so a narrowed network is initialised by its narrow shapes.
+    Parameters that none of them covers (class tokens, position embeddings) are left NaN and raise a
+    ``ConfigError``. The model should be on the CPU: other devices draw other numbers from the same
+    seed.
     """
     if missed := redraw_(model, seed=seed):
         raise ConfigError(undrawn(missed, model))
 
 
 def undrawn(names: Iterable[str], model: "nn.Module") -> str:
-    """Word the error for parameters that nothing initialises."""
+    """Return the error message for parameters that nothing initialises."""
     return (
         f"Nothing initialises {', '.join(map(repr, names))} of {type(model).__name__}. Give the "
         "model a method 'initialise_()' that draws all its parameters, or their layer a "
@@ -403,7 +408,7 @@ def undrawn(names: Iterable[str], model: "nn.Module") -> str:
 
 
 def redraw_(model: "nn.Module", *, seed: int) -> list[str]:
-    """Do as ``initialise_`` does, and return what nothing covers: it is left not-a-number."""
+    """Reinitialise like ``initialise_``; return the names of uncovered parameters, left NaN."""
     import torch
 
     with drawing(derive(seed, "reinit")), torch.no_grad():
@@ -415,17 +420,17 @@ def redraw_(model: "nn.Module", *, seed: int) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _has_method(spec: ModelSpec, code: str | None) -> bool:
-    """Tell whether a model draws itself; ``code`` is the digest of what builds it."""
+    """Return whether a model has ``initialise_``; ``code``, its code's digest, keys the cache."""
     return callable(getattr(spec.fresh(0), "initialise_", None))
 
 
 def _draw_(model: "nn.Module") -> None:
-    """Draw the parameters of a model, as far as its code knows how to."""
+    """Initialise the parameters of a model that its layers' or classes' code can initialise."""
     initialise = getattr(model, "initialise_", None)
     if callable(initialise):
         initialise()
         return
-    # The second are those of PyTorch's attention, which draws its projections together.
+    # The second is that of PyTorch's attention, which draws its projections together.
     for method in ("reset_parameters", "_reset_parameters"):
         for module in model.modules():
             if callable(reset := getattr(module, method, None)):
@@ -436,7 +441,7 @@ def _draw_(model: "nn.Module") -> None:
 
 
 def of_a_class(model: "nn.Module", name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each network of transformers that a model is or holds: its class has a rule for it."""
+    """Yield each network from transformers that a model is or contains, with its name."""
     if callable(getattr(model, "_init_weights", None)) and hasattr(model, "base_model_prefix"):
         yield name, model
         return
@@ -453,7 +458,7 @@ def _reference(factory: Factory) -> str:
 
 
 def annotations(factory: Factory) -> dict[str, Any]:
-    """Return the annotations of a factory's arguments; none where they cannot be read."""
+    """Return the annotations of a factory's arguments; none if they cannot be resolved."""
     try:
         return get_type_hints(factory)
     except NameError:  # a user's annotation that only a type checker can read
@@ -461,7 +466,7 @@ def annotations(factory: Factory) -> dict[str, Any]:
 
 
 def _checked(value: Any, hint: Any, *, where: str) -> Any:
-    """Return a value as its annotation wants it (1 is 1.0 for a float); refuse other types."""
+    """Convert a value to its annotated type (1 to 1.0 for a float); raise for other types."""
     if get_origin(hint) is Literal and isinstance(value, str):
         choices = [str(choice) for choice in get_args(hint)]
         if value not in choices:
@@ -502,8 +507,8 @@ def _words(hint: Any) -> str:
     return names.get(hint, "null" if hint is type(None) else str(hint))
 
 
-# What these arguments mean is the same for every model. The built-in networks halve the map up to
-# four times and stop at one pixel; below 4 pixels there is nothing left to learn.
+# These arguments mean the same for every model. The built-in networks halve the map up to four
+# times and stop at one pixel; below 4 pixels there is nothing left to learn from.
 _AT_LEAST = {"classes": 1, "in_channels": 1, "input_size": 4}
 
 

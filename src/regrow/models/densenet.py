@@ -1,4 +1,4 @@
-"""DenseNet for small images: three blocks whose layers all read the concatenated stream."""
+"""DenseNet for small images: three blocks, in which each layer reads the concatenated stream."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from regrow.models.fused import branched, rectified
 from regrow.models.layers import Classifier, Init, blocks_per_stage, conv, named, scaled
 
 NUM_BLOCKS = 3
-BOTTLENECK = 4  # outputs of a bottleneck's 1x1 convolution, in growths
+BOTTLENECK = 4  # outputs of a bottleneck's 1x1 convolution, as a multiple of ``growth``
 
 
 @register_model("densenet-40", family="densenet", depth=40)
@@ -36,10 +36,10 @@ def densenet(
 ) -> nn.Module:
     """Build a DenseNet: ``depth`` = 3n + 4 layers, n in each block, or 6n + 4 with bottlenecks.
 
-    ``growth`` channels are added by each layer; the stem has twice as many. A transition keeps the
-    share ``compression`` of the stream, rounded down. Plain densenet-40 is Network Slimming's,
-    whose norms start at 0.5; unstructured pruning starts them at 1 (``norm_scale=1.0``), and so
-    does densenet-bc-100. That one is the true BC network: the command of the official code builds
+    Each layer adds ``growth`` channels; the stem has twice as many. A transition keeps the share
+    ``compression`` of the stream, rounded down. Plain densenet-40 is Network Slimming's, whose norm
+    scales start at 0.5; those of unstructured pruning start at 1 (``norm_scale=1.0``), as do those
+    of densenet-bc-100. The latter is the true BC network: the command of the official code builds
     ``depth=100, bottleneck=False, compression=0.5`` instead (protocols, section 2.2).
 
     Reference: Huang et al., Densely Connected Convolutional Networks, CVPR 2017, arXiv:1608.06993.
@@ -61,7 +61,7 @@ def densenet(
         parts.append((f"block{block}", nn.Sequential(*[make(num, growth) for num in inputs])))
         channels += growth * num_layers
         if block < NUM_BLOCKS:
-            # At least one channel: a narrow stream may round down to nothing.
+            # At least one channel: for a narrow stream the number may round down to 0.
             num_kept = max(1, int(channels * compression))
             parts.append((f"transition{block}", Transition(channels, num_kept)))
             channels = num_kept
@@ -106,7 +106,7 @@ class BottleneckLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Norm, ReLU, 1x1 convolution, 2x2 mean: between two blocks."""
+    """The layers between two blocks: norm, ReLU, 1x1 convolution, 2x2 mean."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()

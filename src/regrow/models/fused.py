@@ -1,11 +1,10 @@
-"""Batch norm and ReLU as one operation, where that is what a training step waits for.
+"""Fuse batch norm and ReLU into one operation where they limit the speed of training.
 
-A network says ``rectified(norm, relu, x)`` for ``relu(norm(x))``. In training on a CPU, in bfloat16
-or where ``fused_in_float32`` allows it in float32, the two, with what is added between them or
-branches off before them, are one operation of few passes over memory (``kernels``); anywhere else
-they are the two modules, called one after another. ``summed(x, added)`` is their sum, from which
-the next norm need not read its moments. All give the same numbers either way, but for the rounding
-of single results.
+A network calls ``rectified(norm, relu, x)`` instead of ``relu(norm(x))``. In training on a CPU, in
+bfloat16 or, within ``fused_in_float32``, in float32, the two are one operation with few passes over
+memory (``kernels``), together with a term added between them or a branch before them; otherwise the
+two modules are called one after the other. ``summed(x, added)`` is a sum that also computes the
+moments for the next norm. The results are the same either way, except for rounding.
 """
 
 import threading
@@ -22,16 +21,16 @@ from torch.autograd.function import once_differentiable
 from regrow.models.layers import FunctionalReLU
 
 LAST = torch.channels_last
-LONG = 256  # elements a row, at least, for the vector unit
-_allowed = threading.local()  # float32 too, in this thread
-# What watches calls of PyTorch (``train.safe_convolutions``) is asked about each look at a tensor,
-# 6,387 times in a step of PreResNet-164 (2026-11-27). Norms do not concern it.
+LONG = 256  # elements per row, at least, to keep the vector unit busy
+_allowed = threading.local()  # whether this thread fuses in float32 too
+# A mode that intercepts calls of PyTorch (``train.safe_convolutions``) is called for each access to
+# a tensor, 6,387 times in a step of PreResNet-164 (2026-11-27). It ignores norms.
 unwatched = torch._C.DisableTorchFunction
 
 
 @contextmanager
 def fused_in_float32() -> Iterator[None]:
-    """Let norm and ReLU be one operation in float32 too, which rounds otherwise."""
+    """Fuse norm and ReLU in float32 too, which rounds differently from the modules."""
     before = getattr(_allowed, "float32", False)
     _allowed.float32 = True
     try:
@@ -54,7 +53,7 @@ def rectified(
 
 
 def branched(norm: nn.Module, relu: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``relu(norm(x))``, and x for what else reads it."""
+    """Return ``relu(norm(x))``, and x for its other readers."""
     with unwatched():
         if fusable(norm, relu, x):
             outputs: tuple[Tensor, Tensor] = _fused(norm, x, None, passing=True)
@@ -63,7 +62,7 @@ def branched(norm: nn.Module, relu: nn.Module, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def summed(x: Tensor, added: Tensor) -> Tensor:
-    """Return ``x + added``."""
+    """Return ``x + added``; if fused, the next norm finds its moments with the result."""
     with unwatched():
         if _readable(x) and _alike(added, x):
             moments = np.empty((3, x.shape[1]))
@@ -74,10 +73,10 @@ def summed(x: Tensor, added: Tensor) -> Tensor:
 
 
 def fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
-    """Tell whether these are a plain norm and ReLU in training, on a map that the kernels read."""
+    """Return whether these are a plain norm and ReLU in training, on a map that kernels support."""
     return (
         _readable(x)
-        and x.numel() > x.shape[1]  # of one value there is no variance, which the norm says
+        and x.numel() > x.shape[1]  # one value has no variance: the norm raises the error
         and type(norm) is nn.BatchNorm2d
         and norm.affine
         and norm.training
@@ -85,13 +84,13 @@ def fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
         and norm.momentum is not None
         and all(map(_is_vector, _own(norm)))
         and type(relu) in (nn.ReLU, FunctionalReLU)
-        and "forward" not in vars(norm)  # which ranks that train together replace
+        and "forward" not in vars(norm)  # replaced for training on several ranks
         and not any(map(has_hooks, (norm, relu)))
     )
 
 
 def _readable(x: Tensor) -> bool:
-    """Tell whether this is a map in training that the kernels read."""
+    """Return whether this is a map in training that the kernels support."""
     return (
         (x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and _is_fused_in_float32()))
         and x.device.type == "cpu"
@@ -107,12 +106,12 @@ def _is_fused_in_float32() -> bool:
 
 
 def _is_vector(x: Tensor) -> bool:
-    """Tell whether this is of the type that autocast leaves parameters in, and one piece."""
+    """Return whether this is contiguous and float32, the type of parameters under autocast."""
     return x.dtype == torch.float32 and x.is_contiguous()
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether something else is called with a module."""
+    """Return whether a module has hooks."""
     kinds = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
     return any(map(bool, kinds))
 
@@ -132,7 +131,7 @@ def _fused(norm: nn.Module, x: Tensor, added: Tensor | None, *, passing: bool) -
 
 
 class _NormRelu(Function):
-    """relu(norm(x) + added), and x itself where it is passed on."""
+    """relu(norm(x) + added), and x itself if ``passing``."""
 
     @staticmethod
     def forward(
@@ -171,7 +170,7 @@ class _NormRelu(Function):
 
         x, *above = ctx.saved_tensors
         y = above[0] if above else None
-        grad = grad.contiguous(memory_format=LAST)  # it may be a part of a larger map
+        grad = grad.contiguous(memory_format=LAST)  # it may be a view of a larger map
         passed = None if passed is None else passed.contiguous(memory_format=LAST)
         of_weight, of_bias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
         out, out_added = torch.empty_like(x), None if y is None else torch.empty_like(x)
@@ -191,7 +190,7 @@ class _NormRelu(Function):
 
 
 class _SumWithMoments(Function):
-    """x + added; writes the moments that a norm of it wants."""
+    """x + added; also writes the moments that a norm of the sum needs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, added: Tensor, moments: Any) -> Tensor:
@@ -209,7 +208,7 @@ class _SumWithMoments(Function):
 
 
 def addresses(norm: nn.BatchNorm2d) -> tuple[int, ...]:
-    """Return where a norm's weight, bias, running mean and running variance lie."""
+    """Return the addresses of a norm's weight, bias, running mean and running variance."""
     return tuple(map(Tensor.data_ptr, _own(norm)))
 
 
@@ -222,13 +221,13 @@ def _address(x: Tensor | None) -> int:
 
 
 def moments_of(x: Tensor) -> Any:
-    """Return what ``summed`` found of a map that has not been changed since; or no rows."""
+    """Return a map's moments from ``summed``, or no rows if there are none or it was modified."""
     version, moments = getattr(x, "moments", (None, None))
     return moments if version == x._version else np.empty((0, x.shape[1]))
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
-    """Return the shape of a map as rows of at least ``LONG`` elements, where that divides it."""
+    """Return a map's shape (rows, elements per row), with rows of at least ``LONG`` if possible."""
     channels, num = x.shape[1], x.numel() // x.shape[1]
     repeats = 1
     while channels * repeats < LONG and num % (2 * repeats) == 0:

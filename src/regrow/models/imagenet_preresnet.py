@@ -1,4 +1,4 @@
-"""Pre-activation ResNet-50 of sparse structure selection, and what is left of it without blocks."""
+"""Pre-activation ResNet-50 of sparse structure selection, and its targets with fewer branches."""
 
 from collections.abc import Sequence
 
@@ -42,15 +42,15 @@ def imagenet_preresnet(
     branches: Sequence[int] = (3, 4, 6, 3),
     first_branch: Sequence[bool] = (True, True, True, True),
 ) -> nn.Module:
-    """Build the pre-activation ResNet of bottlenecks that sparse structure selection starts from.
+    """Build the pre-activation bottleneck ResNet of sparse structure selection, or a target of it.
 
-    ``branches`` are the residual branches that remain in each of the four stages, the first unit's
-    included; ``first_branch`` says for each stage whether the first unit has kept its branch. Where
-    it has not, its norm, ReLU and projection stay. A network has 2 + 3 * branches layers.
+    ``branches``: the number of residual branches in each of the four stages, including that of the
+    first unit. ``first_branch``: whether the first unit of each stage has its branch; without it,
+    the unit is its norm, ReLU and projection. A network has 2 + 3 * branches layers.
 
     imagenet-preresnet-50 is the parent of the paper's Table 5; preresnet-41, preresnet-32 and
-    preresnet-26 are its targets ResNet-41, ResNet-32 and ResNet-26. It is drawn as in MXNet: every
-    weight N(0, 2 / inputs).
+    preresnet-26 are its targets ResNet-41, ResNet-32 and ResNet-26. It is initialised as in MXNet:
+    every weight is N(0, 2 / inputs).
 
     Reference: Huang and Wang, Data-Driven Sparse Structure Selection for Deep Neural Networks, ECCV
     2018, arXiv:1707.01213; He et al., Identity Mappings in Deep Residual Networks, ECCV 2016,
@@ -87,7 +87,7 @@ class PreactivationUnit(nn.Module):
         self.branch = _branch(widths, stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branch's correction added to the input."""
+        """Return x + branch(relu(norm(x)))."""
         result: Tensor = x + self.branch(self.relu1(self.norm1(x)))
         return result
 
@@ -96,12 +96,12 @@ class PreactivationUnit(nn.Module):
         return self.branch.get_submodule("conv3")
 
     def without_branch(self) -> nn.Module:
-        """Return what hands the input on."""
+        """Return the identity."""
         return nn.Identity()
 
 
 class First(nn.Module):
-    """The first unit of a stage: a projection and (if it is there) a branch, of norm and ReLU."""
+    """The first unit of a stage: norm and ReLU, then a projection plus a branch, if it has one."""
 
     def __init__(self, widths: Sequence[int], *, stride: int, has_branch: bool) -> None:
         super().__init__()
@@ -111,13 +111,13 @@ class First(nn.Module):
         self.shortcut = conv(widths[0], widths[-1], kernel=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the projection of relu(norm(x)), with the branch's correction of the same."""
+        """Return shortcut(y) + branch(y), or shortcut(y) alone, for y = relu(norm(x))."""
         x = self.relu1(self.norm1(x))
         projected: Tensor = self.shortcut(x)
         return projected if self.branch is None else projected + self.branch(x)
 
     def branch_end(self) -> nn.Module | None:
-        """Return the last layer of the branch, if it is there."""
+        """Return the last layer of the branch, or None without a branch."""
         return None if self.branch is None else self.branch.get_submodule("conv3")
 
     def without_branch(self) -> nn.Module:

@@ -1,10 +1,10 @@
-"""ResNet for large images as torchvision lays it out, its thinner targets, and ResNeXt.
+"""ResNet for large images in torchvision's layout, its thinner targets, and ResNeXt.
 
 - imagenet-resnet-34 is the parent of the paper's Table 1 (L1-norm pruning) and of soft filter
-  pruning; resnet-34-a and resnet-34-b are its targets, which ``l1-filter`` cuts as well.
-- imagenet-resnet-50 is Table 6's (unstructured) and soft filter pruning's. With
+  pruning; resnet-34-a and resnet-34-b are its targets, which ``l1-filter`` can also produce.
+- imagenet-resnet-50 is the network of Table 6 (unstructured) and of soft filter pruning. With
   ``shortcut_bias=True`` it is the reference of Tables 2 and 3 in the official code.
-- resnet-50-30, -50 and -70 are ThiNet's targets (Table 2); the number is the share kept.
+- resnet-50-30, -50 and -70 are ThiNet's targets (Table 2); the number is the percentage kept.
 - resnet-50-2x is the target of regression-based reconstruction (Table 3), with the published
   selections.
 - imagenet-resnext-50 (32x4d: ``groups`` of ``group_width`` channels per 64 planes) is for
@@ -35,7 +35,7 @@ Widths = Sequence[Sequence[int]]
 
 STEM = 64
 PLANES = (64, 128, 256, 512)
-EXPANSION = 4  # outputs of a bottleneck, in planes
+EXPANSION = 4  # outputs of a bottleneck, as a multiple of its planes
 NUM_BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -43,7 +43,7 @@ NUM_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-BASIC = (18, 34)  # depths of two 3x3 convolutions a block; the others have bottlenecks
+BASIC = (18, 34)  # depths with two 3x3 convolutions per block; the others have bottlenecks
 
 # Protocols, section 4.2: outputs of the first convolution of each basic block.
 RESNET_34_A = [64, 44, 44, 128, 89, 89, 128, 256, *[179] * 4, 256, *[512] * 3]
@@ -58,7 +58,7 @@ RESNET_50_2X = [
     *([423, 212, 155], [412, 211, 148], [595, 256, 213]),
     *([606, 512, 433], [1222, 512, 437], [1147, 512, 440]),
 ]
-# Which channels those are, block by block: the 16 vectors of the official code.
+# The selected channels of each block: the 16 vectors of the official code.
 SELECTED_2X: list[list[int]] = json.loads(
     (files("regrow.models") / "published" / "resnet-50-2x.json").read_text(encoding="utf-8")
 )
@@ -67,12 +67,13 @@ SELECTED_2X: list[list[int]] = json.loads(
 def _by_stage(
     widths: Sequence[int], num_blocks: Sequence[int] = NUM_BLOCKS[50], *, convs: int = 2
 ) -> list[list[int]]:
-    """Give the first convolutions of each block their stage's width."""
+    """Return the widths of each block: its stage's width for the first ``convs`` convolutions."""
     pairs = zip(widths, num_blocks, strict=True)
     return [[width] * convs for width, num in pairs for _ in range(num)]
 
 
-# The percentage of ThiNet's names is the share kept, rounded down (protocols, section 9.1).
+# The number in ThiNet's names is the percentage of channels kept, with the widths rounded down
+# (protocols, section 9.1).
 @register_model("imagenet-resnet-34", family="imagenet-resnet", depth=34)
 @register_model(
     "resnet-34-a", family="imagenet-resnet", depth=34, widths=[[w] for w in RESNET_34_A]
@@ -105,7 +106,7 @@ def _by_stage(
 @register_model(
     "resnet-50-2x",
     family="imagenet-resnet",
-    revision=2,  # with the published selections, which were drawn before
+    revision=2,  # with the published selections; in revision 1 they were random
     depth=50,
     widths=RESNET_50_2X,
     selections=SELECTED_2X,
@@ -129,12 +130,12 @@ def imagenet_resnet(
 ) -> nn.Module:
     """Build a ResNet for large images: 7x7 stem, max-pool, four stages; stride in the 3x3.
 
-    ``widths`` narrows the blocks inside, one list for each block in turn: [first convolution] in
-    the basic blocks of depths 18 and 34; [first, second] in bottlenecks, or [selected, first,
-    second], where so many of the block's input channels are passed to the first convolution; the
-    shortcut reads all. What the blocks put out stays whole. ``selections`` say which channels are
-    passed on, one list for each block. Without them, at another ``width`` than 1, or where a
-    ``selection_seed`` is given, they are a random choice by that seed (or 0), fixed for good.
+    ``widths`` are the inner widths of the blocks, one list per block in order: [first convolution]
+    in the basic blocks of depths 18 and 34; in bottlenecks [first, second], or [selected, first,
+    second], where only ``selected`` of the block's input channels are passed to the first
+    convolution and the shortcut reads all. The blocks' outputs keep their full width.
+    ``selections`` are the channels that are passed, one list per block. If they are missing, at a
+    ``width`` other than 1, or with a ``selection_seed``, they are drawn once from that seed (or 0).
 
     ``weights="torchvision"`` starts from torchvision's trained weights (see ``models.pretrained``).
     """
@@ -150,7 +151,7 @@ def imagenet_resnet(
     generator = seeded(selection_seed or 0, "input-selection")
 
     def block(channels: int, num_out: int, stride: int) -> nn.Module:
-        """Build the next block: its shortcut, and the widths and the selection that follow."""
+        """Build the next block, with its shortcut, inner widths and selection."""
         shortcut = _shortcut(channels, num_out, stride=stride, bias=shortcut_bias)
         inner = next(rest)
         if basic:
@@ -213,7 +214,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution of (some of) the input, and a shortcut around them."""
+    """1x1, 3x3 and 1x1 convolutions of (some channels of) the input, and a shortcut."""
 
     def __init__(
         self,
@@ -241,7 +242,7 @@ class Bottleneck(nn.Module):
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return relu(the third norm + shortcut(x)); the shortcut reads the whole input."""
+        """Return relu(branch(select(x)) + shortcut(x)); the shortcut reads the whole input."""
         out = self.relu1(self.norm1(self.conv1(self.select(x))))
         out = self.relu2(self.norm2(self.conv2(out)))
         out = self.norm3(self.conv3(out))
@@ -257,7 +258,7 @@ class Bottleneck(nn.Module):
         return named([("shortcut", self.shortcut), ("relu3", self.relu3)])
 
     def paths_end(self) -> tuple[nn.Module, int] | None:
-        """Return the layer that adds up the groups of the second convolution, and their number."""
+        """Return the layer that sums the second convolution's groups, and their number, or None."""
         return (self.conv3, self.conv2.groups) if self.conv2.groups > 1 else None
 
 
@@ -293,34 +294,34 @@ def _shortcut(num_in: int, num_out: int, *, stride: int, bias: bool) -> nn.Modul
 def _select(
     num_in: int, num: Sequence[int], selection: Sequence[int] | None, *, generator: torch.Generator
 ) -> nn.Module:
-    """Select the channels chosen, or draw so many; without a number, all are passed on."""
+    """Return a layer that passes on the given channels, a random choice of ``num``, or all."""
     if not num:
         return nn.Identity()
     if num[0] > num_in:
         raise ConfigError(
-            f"The 'widths' of this ResNet select {num[0]} channels of the {num_in} that come "
-            "into a block. Select as many or fewer."
+            f"The 'widths' of this ResNet select {num[0]} of a block's {num_in} input channels. "
+            f"Select at most {num_in}."
         )
     if selection is None:
         order = torch.randperm(num_in, generator=generator, device="cpu")
         return SelectChannels(order[: num[0]].sort().values)
     if max(selection) >= num_in:
         raise ConfigError(
-            f"The 'selections' of this ResNet select channel {max(selection)} of the {num_in} that "
-            f"come into a block. Select from 0 to {num_in - 1}."
+            f"The 'selections' of this ResNet select channel {max(selection)} of a block with "
+            f"{num_in} input channels. Select from 0 to {num_in - 1}."
         )
     return SelectChannels(torch.tensor(selection, device="cpu"))
 
 
 def _fitting(selections: Sequence[Sequence[int]], widths: Widths) -> Sequence[Sequence[int]]:
-    """Return selections that are as the widths say, a rising list of channels for each block."""
+    """Return the selections; raise if they do not fit the widths or are not in rising order."""
     num_selected = [block[0] if len(block) == 3 else 0 for block in widths]
     rising = all(list(s) == sorted(set(s)) and (not s or s[0] >= 0) for s in selections)
     if [len(selected) for selected in selections] != num_selected or not rising:
         raise ConfigError(
             "The 'selections' of this ResNet must be a rising list of channels for each block, as "
             f"many as its 'widths' say: {num_selected}. Got lists of {[len(s) for s in selections]}"
-            f"{'' if rising else ', of which one does not rise'}. Correct them, or give a "
+            f"{'' if rising else ', of which one is not rising'}. Correct them, or give a "
             "'selection_seed' to draw them."
         )
     return selections

@@ -21,8 +21,8 @@ PLAN_TINY = [16, 16, "M", 32, 32, "M", *[64] * 3, "M", *[128] * 3, "M", 128, 128
 # Protocols, section 9.2, of the authors' released Caffe model.
 PLAN_5X = [24, 22, "M", 41, 51, "M", 108, 89, 111, "M", 184, 276, 228, "M", *[512] * 3, "M"]
 
-HIDDEN = 4096  # of both hidden layers of the head
-MAP = 7  # pixels a side that the head reads of 224; smaller images leave fewer, larger are averaged
+HIDDEN = 4096  # units of both hidden layers of the head
+MAP = 7  # side of the map that the head reads at 224 pixels; less for smaller images, at most 7
 
 
 @register_model(
@@ -57,15 +57,15 @@ def imagenet_vgg(
     (with BatchNorm1d before each ReLU, and no dropout) or "linear" (one layer on the mean of the
     map). Convolutions have biases, and with ``conv_norm`` a BatchNorm2d.
 
-    - imagenet-vgg-11-slimming is Table 4's: norms everywhere, whose scales start at 0.5.
+    - imagenet-vgg-11-slimming is that of Table 4: norms everywhere, with scales that start at 0.5.
     - imagenet-vgg-16 is the reference of Tables 2 and 3, whose targets are ThiNet's vgg-conv,
       vgg-gap and vgg-tiny, and regression-based reconstruction's vgg-16-5x. They train with a
       learning rate of 0.01.
-    - imagenet-vgg-16-bn is Table 6's (unstructured pruning).
+    - imagenet-vgg-16-bn is that of Table 6 (unstructured pruning).
 
-    A pool is left out where the map is one pixel already, and the first hidden layer reads as many
-    pixels as there are, so smaller images have a smaller head. ``weights="torchvision"`` starts
-    from torchvision's trained weights (see ``models.pretrained``), for images of 224 or more.
+    A pool is left out if the map is already one pixel, and the first hidden layer reads at most 7x7
+    pixels, so smaller images have a smaller head. ``weights="torchvision"`` starts from
+    torchvision's trained weights (see ``models.pretrained``), for images of 224 pixels or more.
 
     Reference: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image
     Recognition, ICLR 2015, arXiv:1409.1556; targets of Luo et al., ThiNet, ICCV 2017,
@@ -93,7 +93,7 @@ def imagenet_vgg(
 
 
 def numbers(model: nn.Module) -> Callable[[str], str]:
-    """Return how torchvision calls parameters: it numbers the layers that have names here."""
+    """Return a function from names of parameters to torchvision's, which numbers the layers."""
     places = {
         f"{part}.{name}": f"{torchvision_name}.{number}"
         for part, torchvision_name in (("features", "features"), ("head", "classifier"))

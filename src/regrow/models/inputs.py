@@ -1,4 +1,4 @@
-"""Inputs of a network by a text: how many there are, their shapes, and what kind of numbers."""
+"""Describe a network's inputs as text: their number, shapes and types."""
 
 import math
 import re
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 KINDS = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
 INTEGERS = ("int64", "int32")
-MOST_NUMBERS = 2**31  # of an input, which is 8 GiB already
+MOST_NUMBERS = 2**31  # per input: 8 GiB in float32
 GRAMMAR = (
     "[NAME:]SHAPE[:KIND[:VALUES]], such as 1x3x224x224, or input_ids:1x16:int64:30522 for tokens "
     "from 0 to 30521; or [NAME:][INPUT,INPUT,...] for one that is a list, such as two images "
@@ -27,9 +27,10 @@ _SHAPE = re.compile(r"[1-9]\d{0,9}(x[1-9]\d{0,9})*")
 class Input:
     """One input of a network, such as ``Input.read("input_ids:1x16:int64:30522")``.
 
-    Floats are zeros, which stand for a shape. Integers count up to the number of values and begin
-    anew; without such a number they are all 1, a token of any vocabulary and a mask that hides
-    nothing. Booleans are true. With ``items`` it is a list of these, or a mapping by their names.
+    As an example input, floats are zeros. Integers count from 0 up to ``values`` - 1, repeatedly;
+    without ``values`` they are all 1, which is valid as a token of any vocabulary and as a mask
+    that hides nothing. Booleans are true. With ``items``, it is a list of these inputs, or a
+    mapping if they have names.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +41,7 @@ class Input:
 
     @classmethod
     def read(cls, text: str) -> "Input":
-        """Read an input's text; a ``ConfigError`` says how it is written.
+        """Parse an input's text; a ``ConfigError`` explains the syntax.
 
         >>> [item.shape for item in Input.read("images:[3x8x8,3x9x8]").items]
         [(3, 8, 8), (3, 9, 8)]
@@ -69,8 +70,8 @@ class Input:
             kind not in INTEGERS or not values.isdecimal() or not 1 <= int(values) < 2**31
         ):
             raise ConfigError(
-                f"--input {short(text)}: the last part is how many values an integer has, as in "
-                "input_ids:1x16:int64:30522."
+                f"--input {short(text)}: the last part is the number of values that integers can "
+                "have, as in input_ids:1x16:int64:30522."
             )
         return cls(shape, kind, name, None if values is None else int(values))
 
@@ -85,7 +86,7 @@ class Input:
         )
 
     def example(self) -> Any:
-        """Return the input itself: a tensor, a list, or a mapping."""
+        """Return an example of the input: a tensor, a list, or a mapping."""
         if not self.items:
             return self._tensor()
         if self.items[0].name is not None:
@@ -105,14 +106,14 @@ class Input:
 
 
 def _meant(text: str) -> str:
-    """Offer the shape that a text has as Python or mathematics write one."""
+    """Suggest the shape that was probably meant by a text such as (1, 3, 224) or 1 x 3 x 224."""
     shape = "x".join(re.findall(r"\d+", text))
     numbers = re.fullmatch(r"[(\[]?\s*\d+(\s*[,xX* ]\s*\d+)*\s*[,xX]?\s*[)\]]?", text.strip())
     return f" Do you mean {shape}?" if numbers and _SHAPE.fullmatch(shape) else ""
 
 
 def _parts(text: str, whole: str) -> list[str]:
-    """Split at the commas that stand in no brackets of their own."""
+    """Split a text at the commas that are not inside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter == "[") - (letter == "]")
@@ -131,7 +132,7 @@ def _check_names(inputs: tuple[Input, ...]) -> None:
     names = [item.name for item in inputs if item.name is not None]
     if names and (len(names) < len(inputs) or len({*names}) < len(names)):
         raise ConfigError(
-            "Of several inputs either all have a name of their own or none has. Got "
+            "Of several inputs, either all must have different names or none may have one. Got "
             f"{' and '.join(map(str, inputs))}."
         )
 
@@ -144,7 +145,7 @@ class Inputs:
 
     @classmethod
     def read(cls, texts: "str | Iterable[str]") -> "Inputs":
-        """Read the texts of inputs; a ``ConfigError`` says what is wrong with one.
+        """Parse the texts of inputs; an invalid one raises a ``ConfigError``.
 
         >>> str(Inputs.read("1x3x224x224")), Inputs.read(["a:1x4", "b:1x4:bool"]).example().keys()
         ('1x3x224x224', dict_keys(['a', 'b']))
@@ -159,9 +160,9 @@ class Inputs:
         return " ".join(map(str, self.inputs))
 
     def example(self) -> Any:
-        """Return one tensor, a tuple of several inputs, or a mapping, as networks take them.
+        """Return one tensor, a tuple of several inputs, or a mapping, to call the network with.
 
-        An input that is a list is one of a tuple.
+        A single input that is a list or mapping is returned as a tuple of one.
         """
         if self.inputs[0].name is not None:
             return {str(item.name): item.example() for item in self.inputs}
@@ -175,7 +176,7 @@ class Inputs:
 
 
 def inputs_of(example: Any) -> Inputs:
-    """Describe an example: a shape, a tensor, several, or several by name."""
+    """Describe an example: a text, a shape, a tensor, several inputs, or several by name."""
     if isinstance(example, Inputs):
         return example
     if isinstance(example, str):

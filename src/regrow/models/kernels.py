@@ -1,14 +1,13 @@
-"""Batch norm and ReLU over maps in as few passes over memory as they need.
+"""Kernels for batch norm and ReLU on feature maps, with as few passes over memory as possible.
 
-On a CPU these networks spend more time in moving maps between memory and core than in computing:
-norm and ReLU as PyTorch has them read and write a map 16 times in a step, these kernels 9 times.
-They see a map as rows ``[pixels, channels]`` of float32, or of bfloat16 held in ``uint16``; where
-channels are few, several pixels lie in one row, so that the inner loop is long enough for the
-vector unit. Arithmetic is float32; sums over pixels are float32 over 64 rows and float64 over
-these.
+On a CPU these networks spend more time on moving maps between memory and core than on computing:
+PyTorch's norm and ReLU read and write a map 16 times per training step, these kernels 9 times. A
+map is seen as rows ``[pixels, channels]`` of float32, or of bfloat16 held in ``uint16``; if there
+are few channels, a row holds several pixels, so that the inner loop is long enough for the vector
+unit. Arithmetic is float32; sums over pixels are float32 within 64 rows and float64 beyond.
 
-An address of 0 is of a map that is not there. Loops that differ by a map, or by the type of its
-elements, are written once, and compiled for each case.
+The address 0 means no map. Loops that differ in one optional map, or in the type of elements, are
+written once and compiled for each case.
 """
 
 from collections.abc import Callable
@@ -25,15 +24,15 @@ from numba.extending import intrinsic, overload
 from regrow.models.compiled import ADDRESS, kernel, part, pointer, vector
 
 ROWS = 64  # summed in float32
-AHEAD = 4  # rows: what the processor fetches on its own comes late (1.15 times as long a pass)
+AHEAD = 4  # rows to prefetch: the processor's own prefetching is late (a pass takes 1.15 times)
 LINE = 64  # bytes of a cache line
-ELEMENTS = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # of maps, as they are held
+ELEMENTS = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # how elements of maps are held
 _SAVED = "float64[:,::1]"
 _SHAPE, _NORM = "UniTuple(int64, 2)", "UniTuple(int64, 4)"
 
 
 def _float(element):
-    """Read an element as float32; for compiled code alone, to which ``_read`` gives its body."""
+    """Convert an element to float32; in compiled code only, where ``_read`` implements it."""
     raise NotImplementedError
 
 
@@ -45,9 +44,9 @@ def _read(element):
 
 
 def _rounded(value, like):
-    """Round to the nearest element of a map like another; of two bfloat16 to the even one.
+    """Round a value to the element type of the map ``like``; ties to even for bfloat16.
 
-    For compiled code alone, to which ``_round`` gives its body.
+    In compiled code only, where ``_round`` implements it.
     """
     raise NotImplementedError
 
@@ -73,7 +72,7 @@ def _map(address, shape, element):
 
 @intrinsic
 def _prefetch(_, rows, row, column):
-    """Fetch the cache line of a place in a map, which may lie past its end."""
+    """Prefetch the cache line of a position in a map, which may be past its end."""
 
     def generate(context, builder, signature, arguments):
         kind = signature.args[0]
@@ -96,14 +95,14 @@ def _prefetch(_, rows, row, column):
 
 @njit(inline="always")
 def _ahead(x, row):
-    """Fetch the row that will be wanted soon."""
+    """Prefetch the row that is ``AHEAD`` rows further."""
     for c in range(0, x.shape[1], LINE // x.itemsize):
         _prefetch(x, row + AHEAD, c)  # type: ignore[call-arg]
 
 
 @part
 def _in_row(values, width):
-    """Repeat values of channels along a row, as float32."""
+    """Repeat per-channel values along a row, as float32."""
     row = np.empty(width, np.float32)
     channels = len(values)
     for c in range(width):
@@ -113,7 +112,7 @@ def _in_row(values, width):
 
 @part
 def _of_channels(sums, channels):
-    """Add up the pixels of a row: ``[channels]``."""
+    """Sum over the pixels of a row: ``[channels]``."""
     values = np.zeros(channels)
     for c in range(len(sums)):
         values[c % channels] += sums[c]
@@ -121,7 +120,10 @@ def _of_channels(sums, channels):
 
 
 def _shifted_moments(*, of_sum: bool):
-    """Return what sums x - shift and its square over pixels; or does so for a sum it writes."""
+    """Return a function that sums x - shift and its square over pixels.
+
+    With ``of_sum``, it writes x + added first, and does so for that sum.
+    """
 
     @part
     def sums(x, added, out, moments):
@@ -164,10 +166,10 @@ _moments, _moments_of_sum = _shifted_moments(of_sum=False), _shifted_moments(of_
 
 @part
 def statistics(num, moments, norm, eps, momentum, saved):
-    """Save what a norm's passes need, from the moments of num values; move its averages on.
+    """Compute a norm's statistics from the moments of ``num`` values; update its running ones.
 
-    ``norm`` is weight, bias, running mean and running variance. Saved of each channel: mean, one
-    through the standard deviation, factor and term.
+    ``norm``: addresses of weight, bias, running mean and running variance. ``saved`` gets, per
+    channel: mean, 1 / standard deviation, and the factor and term of norm(x) = factor * x + term.
     """
     channels = saved.shape[1]
     weight, bias = vector(norm[0], channels), vector(norm[1], channels)
@@ -197,7 +199,7 @@ def _forward(*, adding: bool):
                 value = _float(x[row, c]) * factor[c] + term[c]
                 if adding:
                     value += _float(added[row, c])
-                # Not a maximum, so that what is not a number stays so.
+                # Not a maximum, so that NaN stays NaN.
                 y[row, c] = _rounded(np.float32(0) if value < 0 else value, y)
 
     return write
@@ -207,9 +209,9 @@ _write, _write_added = _forward(adding=False), _forward(adding=True)
 
 
 def _gradient_sums(*, added: bool):
-    """Return what sums the gradient past the ReLU, and it times x - mean, over pixels.
+    """Return a function that sums g and g * (x - mean) over pixels, with g the ReLU's gradient.
 
-    What was added gets that gradient, which is written here.
+    g is also the gradient of the added map, if there is one, and is then written here.
     """
 
     @part
@@ -228,11 +230,11 @@ def _gradient_sums(*, added: bool):
                     _ahead(out_added, row)
                 for c in range(width):
                     value = _float(x[row, c])
-                    # Where x alone goes in, computed again: one map less to move.
+                    # Without an added map, recomputed from x: one map less to move.
                     above = _float(y[row, c]) if added else value * factor[c] + term[c]
                     slope = _float(grad[row, c]) if above > 0 else np.float32(0)
                     if added:
-                        out_added[row, c] = _rounded(slope, out_added)  # as it is: not rounded
+                        out_added[row, c] = _rounded(slope, out_added)  # exact, same type as grad
                     part1[c] += slope
                     part2[c] += slope * (value - mean[c])
             for c in range(width):
@@ -248,10 +250,11 @@ _slopes, _slopes_added = _gradient_sums(added=False), _gradient_sums(added=True)
 
 @part
 def line(num, first, second, saved, of_weight, of_bias):
-    """Write the norm's gradients; return that of x as a line in x: its slope and constant.
+    """Write the gradients of weight and bias; return slope and constant of the gradient of x.
 
-    factor * (g - mean of g - normalised x * mean of g * normalised x), but for factor * g. From the
-    sums of g, and of g times x - mean.
+    The gradient of x is factor * (g - mean(g) - z * mean(g * z)), with z the normalised x, which
+    equals factor * g + slope * x + constant. ``first`` and ``second`` are the sums of g and of
+    g * (x - mean).
     """
     channels = saved.shape[1]
     slope, constant = np.empty(channels), np.empty(channels)
@@ -265,7 +268,11 @@ def line(num, first, second, saved, of_weight, of_bias):
 
 
 def _gradient(*, added: bool, passing: bool):
-    """Return what writes the gradient of x; from that past the ReLU, where something was added."""
+    """Return a function that writes the gradient of x, from ``grad`` before or after the ReLU.
+
+    With ``added``, ``grad`` is already the ReLU's gradient. With ``passing``, the gradient that x
+    gets from its other readers is added.
+    """
 
     @part
     def write(x, grad, passed, factor, term, per_x, constant, out):
@@ -295,7 +302,7 @@ _write_gradient_passing = _gradient(added=False, passing=True)
 
 
 class Kernels(NamedTuple):
-    """Kernels over maps of one type of elements."""
+    """The kernels for maps of one element type."""
 
     add: Callable[..., None]
     norm_relu: Callable[..., None]
@@ -304,7 +311,7 @@ class Kernels(NamedTuple):
 
 @cache
 def kernels_of(dtype: torch.dtype) -> Kernels:
-    """Return the kernels for maps of a type of ``ELEMENTS``."""
+    """Return the kernels for maps of one of the types in ``ELEMENTS``."""
     element = ELEMENTS[dtype]
     return Kernels(
         add=_add_of(element),
@@ -316,7 +323,7 @@ def kernels_of(dtype: torch.dtype) -> Kernels:
 def _add_of(element: Any):
     @kernel(ADDRESS, ADDRESS, _SHAPE, ADDRESS, _SAVED)
     def add(x, added, shape, out, moments):
-        """Write x + added, and the moments that a norm of it wants: ``[3, channels]``."""
+        """Write x + added, and the moments that a norm of it needs: ``[3, channels]``."""
         _moments_of_sum(
             _map(x, shape, element),
             _map(added, shape, element),
@@ -332,7 +339,7 @@ def _norm_relu_of(element: Any):
     def norm_relu(x, added, shape, moments, norm, eps, momentum, y, saved):
         """Write relu(norm(x) + added).
 
-        With the moments of x if they have rows, as ``add`` gives.
+        ``moments`` are those of x from ``add``; without rows they are computed here.
         """
         rows, width = shape
         channels = saved.shape[1]
@@ -361,8 +368,8 @@ def _norm_relu_backward_of(element: Any):
     def norm_relu_backward(x, y, grad, passed, shape, saved, out, out_added, of_weight, of_bias):
         """Write the gradients of ``norm_relu``.
 
-        Either y and out_added are there, because something was added to norm(x), or passed may be:
-        what comes to x from elsewhere, which is added to its gradient.
+        Either a map was added to norm(x), and y and out_added are given; or ``passed`` may be
+        given, the gradient that x gets from its other readers, which is added to its gradient.
         """
         rows, width = shape
         channels = saved.shape[1]

@@ -1,7 +1,7 @@
 """Parts of several built-in networks: initialisation by layer type, shortcuts, small helpers.
 
-No model is registered here. Nothing in a ``forward`` knows a number of channels, because surgery
-narrows the layers in place and the network must still run.
+No model is registered here. No ``forward`` contains a number of channels, because surgery narrows
+the layers in place and the network must still run.
 """
 
 import math
@@ -37,9 +37,9 @@ class Init:
 def initialise_by_type_(model: nn.Module, init: Init) -> None:
     """Reinitialise every convolution, norm and linear layer, by its type and present shape.
 
-    Layers are found by type, not by name, and sizes are read from the layers as they are, so the
-    same rule holds after surgery: a layer cut to half its filters has half the fan-out. Running
-    statistics are reset too. Draws come from the global generator; see ``models.initialise_``.
+    Layers are found by type, not by name, and sizes are read from the layers, so the same rule
+    applies after surgery: a layer cut to half its filters has half the fan-out. Running statistics
+    are reset too. Numbers are drawn from the global generator; see ``models.initialise_``.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -72,7 +72,7 @@ def _draw_linear_(linear: nn.Linear, rule: str) -> None:
 
 
 class Classifier(nn.Module):
-    """Features of any map size, the mean over the map, and a head: the frame of every family.
+    """The frame of every family: features of any map size, mean pooling, and a head.
 
     The head reads ``map_size`` x ``map_size`` means of each channel, usually one.
     """
@@ -93,14 +93,14 @@ class Classifier(nn.Module):
         return logits
 
     def initialise_(self) -> None:
-        """Reinitialise all parameters by this variant's rule, for the layers as they are now."""
+        """Reinitialise all parameters by this variant's rule and the layers' present sizes."""
         initialise_by_type_(self, self.init)
 
 
 class ZeroPad(nn.Module):
     """Append channels of zeros: ``[N, C, H, W] -> [N, C + channels, H, W]``.
 
-    The appended channels come from no parameter, so surgery tells the layer how many are left.
+    No parameter produces the appended channels, so surgery sets their number (``narrow_``).
     """
 
     def __init__(self, channels: int) -> None:
@@ -112,7 +112,7 @@ class ZeroPad(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, self.channels))
 
     def narrow_(self, kept_in: Tensor, kept_out: Tensor) -> None:
-        """Append as many channels as stay beyond those that still come in."""
+        """Append as many channels as the output keeps beyond those that the input keeps."""
         assert len(kept_out) >= len(kept_in), f"{len(kept_in)} come in, {len(kept_out)} stay"
         self.channels = len(kept_out) - len(kept_in)
 
@@ -124,8 +124,8 @@ class ZeroPad(nn.Module):
 class SelectChannels(nn.Module):
     """Pass on a fixed choice of channels: ``[N, C, H, W] -> [N, len(index), H, W]``.
 
-    The choice is part of the network, so it is kept when the parameters are reinitialised. A cut of
-    the channels that come in, or of those that are passed on, moves it (``narrow_``).
+    The choice is part of the network, so reinitialising the parameters keeps it. Cutting input or
+    output channels updates it (``narrow_``).
     """
 
     index: Tensor
@@ -139,17 +139,17 @@ class SelectChannels(nn.Module):
         return x.index_select(1, self.index)
 
     def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
-        """Point at the same channels among those that still come in."""
+        """Select the kept outputs' channels by their positions among the kept inputs."""
         new_index = self.index[kept_out.to(self.index.device)]
         self.index = torch.searchsorted(kept_in.to(self.index.device), new_index)
 
     def extra_repr(self) -> str:
-        """Show the number of channels that are passed on in the printed model."""
+        """Show the number of selected channels in the printed model."""
         return f"channels={len(self.index)}"
 
 
 class FunctionalReLU(nn.Module):
-    """A ReLU that the published code calls as a function, and so leaves out of its FLOPs."""
+    """A ReLU that the published code calls as a function, so its FLOPs do not count it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return max(x, 0)."""
@@ -169,8 +169,8 @@ class AveragePoolShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, C + channels, H / 2, W / 2]``, detached."""
-        # Odd maps round up, as the 3x3 convolution of stride 2 on the other path does. Not a module
-        # of its own: the published FLOPs do not count this pool (protocols, section 3.2).
+        # Odd sizes round up, as in the 3x3 convolution of stride 2 on the other path. Not a module,
+        # because the published FLOPs do not count this pool (protocols, section 3.2).
         padded: Tensor = self.pad(F.avg_pool2d(x.detach(), 2, ceil_mode=True))
         return padded
 
@@ -180,7 +180,7 @@ class SubsampleShortcut(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # The published code takes the pixels with a pooling module, so its FLOPs count them.
+        # The published code subsamples with a pooling module, so its FLOPs count it.
         self.pick = nn.AvgPool2d(1, stride=2)
         self.pad = ZeroPad(channels)
 
@@ -193,12 +193,12 @@ class SubsampleShortcut(nn.Module):
 def conv(
     num_in: int, num_out: int, *, kernel: int, stride: int = 1, bias: bool = False
 ) -> nn.Conv2d:
-    """Make a square convolution that keeps the map's size (before its stride)."""
+    """Return a square convolution whose padding keeps the map's size (before its stride)."""
     return nn.Conv2d(num_in, num_out, kernel, stride=stride, padding=kernel // 2, bias=bias)
 
 
 def scaled(channels: int, width: float) -> int:
-    """Scale a number of channels, to the nearest whole one and at least 1.
+    """Scale a number of channels; round to the nearest integer, at least 1.
 
     >>> scaled(64, 0.25), scaled(12, 0.01)
     (16, 1)
@@ -207,7 +207,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 def blocks_per_stage(depth: int, *, per_block: int, extra: int, family: str) -> int:
-    """Return n of ``depth = per_block * n + extra``; other depths are a ``ConfigError``."""
+    """Return n in ``depth = per_block * n + extra``; other depths raise a ``ConfigError``."""
     num, rest = divmod(depth - extra, per_block)
     if num >= 1 and rest == 0:
         return num
@@ -219,7 +219,7 @@ def blocks_per_stage(depth: int, *, per_block: int, extra: int, family: str) -> 
 
 
 def named(parts: Sequence[tuple[str, nn.Module]]) -> nn.Sequential:
-    """Chain modules under names of their own, which reports and errors then show."""
+    """Chain modules under given names, which reports and errors then show."""
     sequence = nn.Sequential()
     for name, module in parts:
         sequence.add_module(name, module)

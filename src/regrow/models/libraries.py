@@ -1,4 +1,4 @@
-"""Networks of other packages: how each builds one without weights, and with those it publishes.
+"""Build networks from other packages, without weights or with their published ones.
 
 No model is registered here. Weights come through the packages' own downloaders and caches.
 """
@@ -21,25 +21,25 @@ from regrow.models.reach import hub_answers
 if TYPE_CHECKING:
     from torch import nn
 
-# Arguments by which a library would read a file or the internet: that is what --weights is for.
+# Arguments that make a library read files or the internet; refused, as --weights is for that.
 READING = {"pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg",
            "pretrained_cfg_overlay", "cache_dir", "trust_remote_code"}  # fmt: skip
 
-MOST_WORDS = 300  # characters of a library's own message
-CONFIG = "config.json"  # of a folder that a model of transformers was saved to
+MOST_WORDS = 300  # characters quoted from a library's error message
+CONFIG = "config.json"  # in a folder that a model from transformers was saved to
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Library:
-    """A package that has networks by name.
+    """A package that provides networks by name.
 
     Attributes:
-        build: from a name, arguments and settings to a network without weights.
-        published: from a name and arguments to one with the weights that the package publishes.
-        settings: what ``build`` needs besides the name, so that it asks nobody.
-        inputs: the text of the input that a network says it takes, if it says so.
-        from_data: what data say of a model's examples -> the argument that takes it.
+        build: name, arguments and settings -> a network without weights.
+        published: name and arguments -> a network with the weights that the package publishes.
+        settings: name -> what else ``build`` needs in order to work without internet access.
+        inputs: a network -> the text of the input that it declares, if it does.
+        from_data: our name of an argument that comes from the data -> the package's name.
     """
 
     build: Callable[[str, Mapping[str, Any], Mapping[str, Any]], "nn.Module"]
@@ -50,7 +50,7 @@ class Library:
 
 
 def package(name: str, *, extra: str, wanted_for: str) -> ModuleType:
-    """Import an optional package; a ``ConfigError`` says how to install it."""
+    """Import an optional package; if it is missing, a ``ConfigError`` says how to install it."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -67,7 +67,7 @@ def package(name: str, *, extra: str, wanted_for: str) -> ModuleType:
 
 
 def _made(text: str, make: Callable[[], Any]) -> Any:
-    """Call a library; what it raises becomes a ``ConfigError``."""
+    """Call a library, and convert its exceptions to a ``ConfigError``."""
     try:
         return make()
     except (ConfigError, DataError):
@@ -77,7 +77,7 @@ def _made(text: str, make: Callable[[], Any]) -> Any:
 
 
 def _fetched(text: str, make: Callable[[], Any]) -> Any:
-    """Call a library that reads weights; what it raises becomes a ``DataError``."""
+    """Call a library that reads weights, and convert its exceptions to a ``DataError``."""
     try:
         return make()
     except (ConfigError, DataError):
@@ -92,16 +92,14 @@ def _advice(error: Exception) -> str:
     message = f"{type(error).__name__} {error}".lower()
     if any(word in message for word in ("gated", "401", "403", "restricted")):
         return (
-            "Accept its terms on its page of the hub and log in with `hf auth login`, or give a "
+            "Accept its terms on its page on the hub and log in with `hf auth login`, or give a "
             "file with --weights."
         )
-    return (
-        "Connect to the internet, give a file with --weights, or go on without: --weights random."
-    )
+    return "Connect to the internet, give a file with --weights, or use none: --weights random."
 
 
 def _words(error: Exception) -> str:
-    """Write an error in one line that ends as a sentence does."""
+    """Return an error's type and message in one line that ends with a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]).rstrip(".")
     return f"{type(error).__name__}: {text[:MOST_WORDS]}."
@@ -190,9 +188,9 @@ def _torchvision_published(name: str, arguments: Mapping[str, Any]) -> "nn.Modul
         raise DataError(f"torchvision publishes no weights of {name!r}. Use --weights random.")
     if name in ("googlenet", "inception_v3") and "transform_input" not in arguments:
         raise ConfigError(
-            f"{text}: its published weights were trained on images scaled in another way than "
-            "those of other networks. Say --set transform_input=true to let the network turn usual "
-            "ones into those, or false where they are already."
+            f"{text}: its published weights were trained on images scaled differently from those "
+            "of other networks. Give --set transform_input=true to let the network convert images "
+            "scaled as usual, or false if yours are already scaled its way."
         )
     network = _torchvision_build(name, arguments, {})
     state = _fetched(
@@ -215,11 +213,11 @@ def _transformers(name: str) -> Any:
 
 
 def _settings(name: str) -> Mapping[str, Any]:
-    """Return the class of a model of the hub or a folder, and its configuration."""
+    """Return the class and the configuration of a model on the hub or in a folder."""
     import json
 
     if not name.strip("/"):
-        raise ConfigError("hf/ needs the ID of a model of the hub, or the path of a folder.")
+        raise ConfigError("hf/ needs the ID of a model on the hub, or the path of a folder.")
     transformers = _transformers(name)
     config = _fetched_settings(name, transformers)
     classes = config.architectures or []
@@ -234,7 +232,7 @@ def _settings(name: str) -> Mapping[str, Any]:
 
 def _fetched_settings(name: str, transformers: Any) -> Any:
     if folder_of(name) is None and not _HUB_ID.fullmatch(name):
-        raise ConfigError(f"{_no_folder(name)} No model of the Hugging Face hub is called so.")
+        raise ConfigError(f"{_no_folder(name)} It is not an ID of the Hugging Face hub either.")
     try:
         return transformers.AutoConfig.from_pretrained(
             _place(name), trust_remote_code=False, **_near(name)
@@ -246,12 +244,12 @@ def _fetched_settings(name: str, transformers: Any) -> Any:
 
 
 def _no_settings(name: str, error: Exception) -> str:
-    """Say why a folder, or the hub, has no configuration by a name, and what to do."""
+    """Return why no configuration is found for a name, in a folder or on the hub; and a remedy."""
     if folder_of(name) is not None:
         return f"{_words(error)} Expected a folder with a config.json."
     if not hub_answers():
         return (
-            f"{_no_folder(name)} No model of the Hugging Face hub by this name was downloaded "
+            f"{_no_folder(name)} No model of this name was downloaded from the Hugging Face hub "
             "before, and the hub does not answer. Connect to the internet, or name a folder."
         )
     return (
@@ -261,24 +259,24 @@ def _no_settings(name: str, error: Exception) -> str:
 
 
 def folder_of(name: str) -> Path | None:
-    """Return the folder that a model of transformers is named by, if there is one."""
+    """Return the folder that the name of a model from transformers refers to, if it exists."""
     folder = Path(name).expanduser()
     return folder if is_folder(folder) else None
 
 
 def _place(name: str) -> str:
-    """Return the folder of a name if there is one, else the name, an ID of the hub."""
+    """Return the folder of a name if it exists, else the name, an ID on the hub."""
     return str(folder_of(name) or name)
 
 
 def _near(name: str) -> dict[str, Any]:
-    """Ask for no more than lies on this machine, where the hub does not answer."""
+    """Return the option for local files only, if the hub is needed and does not answer."""
     local = folder_of(name) is None and not hub_answers()
     return {"local_files_only": True} if local else {}
 
 
 def _no_folder(name: str) -> str:
-    """Say that there is no such folder, with those that are called nearly so."""
+    """Return the message that there is no such folder, with suggestions of similar names."""
     path = Path(name).expanduser()
     above = path.parent if is_folder(path.parent) else Path()
     beside = {folder.name: folder for folder in above.iterdir() if (folder / CONFIG).is_file()}
@@ -289,7 +287,7 @@ def _no_folder(name: str) -> str:
 
 @contextmanager
 def _without_bars(transformers: Any) -> Iterator[None]:
-    """Keep a library from drawing a bar for each reading of weights, of which a study has many."""
+    """Disable transformers' progress bars, as a study reads weights many times."""
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -301,15 +299,15 @@ def _without_bars(transformers: Any) -> Iterator[None]:
 
 
 def _model_class(settings: Mapping[str, Any], transformers: Any) -> Any:
-    """Return the class of a model; of transformers' own classes only."""
+    """Return the class of a model; only classes of transformers itself are accepted."""
     name = settings.get("class")
     model_class = getattr(transformers, str(name), None)
     if name == "AutoModel":
         return model_class
     if not (inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)):
         raise ConfigError(
-            f"transformers has no class {name!r} for this model. Install the transformers that "
-            "has it; code that lies beside a model is not run."
+            f"transformers has no class {name!r} for this model. Install a version that has it; "
+            "code that comes with a model is not run."
         )
     return model_class
 
@@ -356,7 +354,7 @@ def _hf_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
 
 
 def _hf_inputs(network: "nn.Module") -> str | None:
-    """Return 16 tokens for a network of text, or as many as it takes."""
+    """Return the text of an input of at most 16 tokens, if the network takes ``input_ids``."""
     config = getattr(network, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
     of_tokens = getattr(network, "main_input_name", None) == "input_ids" and vocabulary
@@ -365,7 +363,7 @@ def _hf_inputs(network: "nn.Module") -> str | None:
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
-    """Word the error for an unknown name among hundreds: the nearest ones only."""
+    """Return the error message for an unknown name among hundreds, with only the nearest ones."""
     message = unknown(kind, name, known)
     return message.partition(" Known: ")[0] + f" There are {len(known)}."
 

@@ -12,7 +12,7 @@ from regrow.models import register_model
 def mlp(
     *, features: int, outputs: int, hidden: Sequence[int] = (64, 64), width: float = 1.0
 ) -> nn.Module:
-    """Build linear layers with ReLUs between them; ``hidden`` are the units of each hidden one."""
+    """Build linear layers with ReLUs between them; ``hidden``: the units of each hidden layer."""
     units = [features, *(max(1, round(width * num)) for num in hidden)]
     layers: list[nn.Module] = [nn.Flatten()]
     for num_in, num_out in pairwise(units):

@@ -1,8 +1,8 @@
-"""A network built by its own code with narrower tensors, which that code draws at their widths.
+"""Rebuild a network by its own code with narrower parameters, so that it initialises those.
 
-Code draws the weights of a network while it builds it, by rules that may depend on the width of a
-layer. For a network that was cut it is run again, and each parameter is narrowed at the moment when
-a module first has it: what is drawn into it afterwards is drawn for what is left.
+Code initialises the weights of a network while it builds it, by rules that may depend on the width
+of a layer. For a cut network, the code is run again, and each parameter is narrowed as soon as it
+is registered with a module: the code then initialises the narrow parameter.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ from torch.overrides import TorchFunctionMode
 from regrow.models.layers import SelectChannels
 
 Build = Callable[[], nn.Module]
-Numbers = Mapping[str, tuple[Any, Any]]  # attribute -> what it was, and is in the cut network
+Numbers = Mapping[str, tuple[Any, Any]]  # attribute -> its value before and after the cut
 
 
 @dataclass(frozen=True)
 class Step:
-    """A parameter as code makes it: where, and its name in the finished network, if it has one."""
+    """The creation of a parameter: module class and attribute, and its final name, if any."""
 
     place: tuple[type[nn.Module], str]
     name: str | None
@@ -33,14 +33,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Widths:
-    """The shapes of a cut network's parameters, and the numbers of its layers that follow them."""
+    """The shapes of a cut network's parameters, and the layers' attributes that changed too."""
 
     shapes: Mapping[str, torch.Size]
     numbers: Mapping[str, Numbers]
 
     @classmethod
     def of(cls, small: nn.Module, whole: nn.Module) -> "Widths":
-        """Compare a cut network with the whole one."""
+        """Compare a cut network with the uncut one."""
         known = dict(whole.named_modules())
         numbers = {}
         for name, module in small.named_modules():
@@ -60,9 +60,9 @@ class Widths:
 
 
 def name_before(name: str, small: nn.Module) -> str:
-    """Return what a tensor or module of a cut network is called in the whole one.
+    """Return the name, in the uncut network, of a tensor or module of a cut one.
 
-    A norm before which surgery put a selection of channels lies one level deeper.
+    A norm that surgery put behind a selection of channels is one level deeper in the cut network.
     """
     parts, module = name.split("."), small
     kept = []
@@ -75,12 +75,12 @@ def name_before(name: str, small: nn.Module) -> str:
 
 
 def watched(build: Build) -> tuple[nn.Module, list[Step]]:
-    """Build a network; returns also the parameters in the order in which its code made them."""
+    """Build a network; return it, and its parameters in the order of their creation."""
     made: list[tuple[tuple[type[nn.Module], str], nn.Parameter]] = []
     with _listening(lambda module, name, value: made.append(((type(module), name), value))):
         network = build()
     names: dict[int, str] = {}
-    # PyTorch's norms of weights make another parameter of the same numbers.
+    # PyTorch's weight and spectral norm make another parameter that shares the memory.
     by_numbers: dict[tuple[int, torch.Size], str] = {}
     for name, value in network.named_parameters(remove_duplicate=False):
         if not is_lazy(value):
@@ -94,9 +94,9 @@ def watched(build: Build) -> tuple[nn.Module, list[Step]]:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """Parameters of a network that was built with narrower ones, as far as they have those widths.
+    """The parameters of a rebuilt network that have the narrower shapes.
 
-    Of those in ``as_made`` nothing was drawn once they were narrow.
+    Those in ``as_made`` were not initialised again after they were narrowed.
     """
 
     values: Mapping[str, torch.Tensor]
@@ -104,9 +104,9 @@ class Narrowed:
 
 
 def narrowed(build: Build, steps: Sequence[Step], widths: Widths) -> Narrowed:
-    """Build a network anew with narrower parameters.
+    """Build a network again with narrower parameters.
 
-    It has none of them if its code cannot be followed: it makes other ones this time, or fails.
+    The result is empty if the code fails, or does not create the same parameters as in ``steps``.
     """
     left, is_lost = iter(steps), False
     fitting = _Fitting()
@@ -133,7 +133,7 @@ def narrowed(build: Build, steps: Sequence[Step], widths: Widths) -> Narrowed:
     try:
         with _listening(narrow), fitting:
             network = build()
-    except Exception:  # whatever code raises that does not expect narrower tensors
+    except Exception:  # anything may be raised by code that does not expect narrower tensors
         return Narrowed({}, frozenset())
     if is_lost or next(left, None) is not None:
         return Narrowed({}, frozenset())
@@ -147,16 +147,16 @@ def narrowed(build: Build, steps: Sequence[Step], widths: Widths) -> Narrowed:
 
 
 class _Fitting(TorchFunctionMode):
-    """Lets a tensor that was narrowed take the first part of what code copies into it."""
+    """Makes ``copy_`` into a narrowed tensor copy only the first part of a full-width one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.before: dict[int, torch.Size] = {}  # shapes, by where the numbers lie now
+        self.before: dict[int, torch.Size] = {}  # original shapes, by the address of the data
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call a function, or ``copy_`` with less."""
+        """Call a function; for ``copy_`` into a narrowed tensor, slice the source first."""
         if function is torch.Tensor.copy_ and len(args) > 1 and isinstance(args[1], torch.Tensor):
             into, values = args[:2]
             if values.shape != into.shape and self.before.get(into.data_ptr()) == values.shape:
@@ -166,9 +166,9 @@ class _Fitting(TorchFunctionMode):
 
 @contextmanager
 def _listening(heard: Callable[[nn.Module, str, nn.Parameter], None]) -> Iterator[None]:
-    """Tell of each parameter when a module of this thread first has it: made, or copied."""
+    """Call ``heard`` for each parameter when this thread first registers it with a module."""
     thread = get_ident()
-    seen: dict[int, nn.Parameter] = {}  # held, for another would get the place of one let go
+    seen: dict[int, nn.Parameter] = {}  # holds references, so that ids are not reused
 
     def on_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
         if get_ident() == thread and id(value) not in seen and not is_lazy(value):

@@ -1,11 +1,11 @@
-"""Networks by a text: code of one's own, or a model of timm, torchvision or transformers.
+"""Networks by origin: the user's code, or a model from timm, torchvision or transformers.
 
-    package.module:build        a function or a class of a module that Python can import
-    path/file.py:build          one of a file
+    package.module:build        a function or a class in a module that Python can import
+    path/file.py:build          one in a file
     timm/NAME, torchvision/NAME, hf/ID-or-FOLDER
-    NAME                        a model of regrow's own (``regrow list models``)
+    NAME                        one of regrow's own models (``regrow list models``)
 
-No model is registered here. Code that a file names is run only where the user names it: see
+No model is registered here. Code named in a saved file is run only if the user names it too: see
 ``surgery.architecture.load``.
 """
 
@@ -44,12 +44,12 @@ FORMS = (
     "name of a model of regrow's own"
 )
 Kind = Literal["code", "library", "registered"]
-_TEXTS: dict[str, bytes] = {}  # of imported files, by the names of their modules
+_TEXTS: dict[str, bytes] = {}  # source of each imported file, by the name of its module
 
 
 @dataclass(frozen=True, init=False)
 class ModelOrigin:
-    """A network as its user names it: a string such as ``nets.py:build``, and its arguments.
+    """The origin of a network: a text such as ``nets.py:build``, and its arguments.
 
     ``settings`` is what a library also needs to rebuild the network without internet access:
     the configuration of a model from transformers.
@@ -80,13 +80,13 @@ class ModelOrigin:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that a library needs besides; a copy."""
+        """The further settings that a library needs; a copy."""
         settings: dict[str, Any] = json.loads(self._settings)
         return settings
 
     @property
     def kind(self) -> Kind:
-        """The kind of network that the text names; a ``ConfigError`` if it is none of the forms."""
+        """The kind of network that the text names; an invalid text raises a ``ConfigError``."""
         if self.text.partition("/")[0] in LIBRARIES and "/" in self.text:
             return "library"
         if ":" in self.text:
@@ -104,14 +104,14 @@ class ModelOrigin:
         return "registered"
 
     def resolved(self) -> "ModelOrigin":
-        """Return the origin with all that is needed to build its network again, anywhere."""
+        """Return the origin with all settings needed to build its network on any machine."""
         if self.kind != "library" or self._settings != "{}":
             return self
         library, name = self._library()
         return ModelOrigin(self.text, self.arguments, settings=library.settings(name))
 
     def build(self, *, seed: int = 0) -> "nn.Module":
-        """Build the network, drawn from a seed; one's own code may give it weights as well.
+        """Build the network, initialised from a seed; the user's code may load weights itself.
 
         Raises:
             ConfigError: there is no such network, its code fails, or a package is missing.
@@ -126,7 +126,7 @@ class ModelOrigin:
             return library.build(name, self.arguments, self.settings)
 
     def published(self) -> "nn.Module":
-        """Build the network with the weights that its library publishes, or its code gives it."""
+        """Build the network with the weights that its library publishes or its code sets."""
         if self.kind != "library":
             return self.build()
         library, name = self._library()
@@ -134,16 +134,16 @@ class ModelOrigin:
             return library.published(name, self.arguments)
 
     def inputs(self, network: "nn.Module") -> str | None:
-        """Return the text of the input that a library's network says it takes, if it says so."""
+        """Return the text of the input that a library's network declares, if it does."""
         return self._library()[0].inputs(network) if self.kind == "library" else None
 
     def spec(self) -> ModelSpec | None:
-        """Return the registered model that this is, if it is one."""
+        """Return the spec of the registered model, if it is one."""
         return ModelSpec(self.text, self.arguments) if self.kind == "registered" else None
 
     @property
     def folder(self) -> Path | None:
-        """The folder that it is, where it is a model that was saved and not one of the hub."""
+        """The folder of a saved model, if it is one; None for models on the hub."""
         return folder_of(self.text.removeprefix("hf/")) if self.text.startswith("hf/") else None
 
     def _library(self) -> tuple[Library, str]:
@@ -160,7 +160,7 @@ class ModelOrigin:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelOrigin":
-        """Read what ``to_json`` wrote."""
+        """Read the JSON values of ``to_json``."""
         if not isinstance(value, Mapping) or {*value} - {"text", "arguments", "settings"}:
             raise ConfigError(f"A network must map 'text' and 'arguments'. Got {short(value)}.")
         return cls(value["text"], value.get("arguments"), settings=value.get("settings"))
@@ -171,7 +171,7 @@ DATA_ARGUMENTS = ("classes", "in_channels", "input_size", "features", "outputs",
 
 
 def entry_of(text: str) -> ModelEntry:
-    """Return what studies know of a network by its origin, as of a registered one."""
+    """Return the ``ModelEntry`` of a network by its origin, so studies treat it as registered."""
     origin = ModelOrigin(text)
     return _library_entry(origin) if origin.kind == "library" else _code_entry(origin)
 
@@ -219,13 +219,13 @@ def _code_entry(origin: ModelOrigin) -> ModelEntry:
 
 
 def read_checkpoint(spec: ModelSpec, weights: Any, *, epochs: Any = None) -> Checkpoint | None:
-    """Look at trained weights for a network: a file, or those that its library publishes.
+    """Return the checkpoint of trained weights: a file, or the published ones of a library.
 
-    None where they are to be drawn (``random``). ``epochs``: how long they were trained, if known.
+    None if the weights are to be ``random``. ``epochs``: how long they were trained, if known.
 
     Raises:
-        DataError: there is no such file, or the published weights cannot be had.
-        ConfigError: the network is no library's, so nobody publishes weights of it.
+        DataError: there is no such file, or the published weights cannot be loaded.
+        ConfigError: published weights of a network that is not from a library.
     """
     if epochs is not None and not is_int(epochs, least=1):
         raise ConfigError(
@@ -241,24 +241,24 @@ def read_checkpoint(spec: ModelSpec, weights: Any, *, epochs: Any = None) -> Che
     origin = ModelOrigin(spec.name, spec.arguments)
     if origin.kind != "library":
         raise ConfigError(
-            f"weights: published: {spec.name} is no model of a library. Give the path of a file."
+            f"weights: published: {spec.name} is not from a library. Give the path of a file."
         )
     digest = digest_of(origin.published().state_dict())
     return Checkpoint(path=PUBLISHED, digest=digest, epochs=epochs)
 
 
 def code_at(text: str) -> tuple[Any, Path]:
-    """Return what one's own code has at a place, ``file.py:name``, and the file that holds it.
+    """Return the object that ``file.py:name`` names in the user's code, and its file.
 
     Raises:
-        ConfigError: there is no such place, or its code fails when it is imported.
+        ConfigError: there is no such object, or its code fails when it is imported.
     """
     value, file, _ = _builder(text)
     return value, Path(file)
 
 
 def file_named(text: str) -> tuple[str, ...]:
-    """Return the file that a place in one's own code names, if it names one.
+    """Return the file part of a text such as ``file.py:name``; empty if it names no file.
 
     >>> file_named("nets/mine.py:build"), file_named("package.module:build"), file_named("timm/x")
     (('nets/mine.py',), (), ())
@@ -271,7 +271,7 @@ OTHER_NAMES = {"huggingface": "hf", "transformers": "hf", "tv": "torchvision"}  
 
 
 def _meant(text: str) -> str:
-    """Say what a text that names no network may have been meant for."""
+    """Return a suggestion of what a text that names no network may have meant."""
     path, (head, slash, name) = Path(text).expanduser(), text.partition("/")
     module, _, attribute = text.rpartition(".")
     near = get_close_matches(head, [*LIBRARIES, *OTHER_NAMES], n=1)
@@ -285,7 +285,7 @@ def _meant(text: str) -> str:
             f"mine.py:build with `return regrow.load({text!r})`."
         )
     if path.suffix in (*PICKLES, ".safetensors"):
-        return f" '{text}' is a name of a file of weights: give it by --weights, beside the code."
+        return f" '{text}' is the name of a weights file: give it with --weights, beside the code."
     if slash and near:
         return f" Do you mean {OTHER_NAMES.get(near[0], near[0])}/{name}?"
     if module and is_file(Path(f"{module.replace('.', '/')}.py")):
@@ -294,21 +294,21 @@ def _meant(text: str) -> str:
 
 
 def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Module":
-    """Build the network that a function or a class of a user's makes."""
+    """Build a network by a function or class in the user's code."""
     builder, file, _ = _builder(text, seed=seed)
     with drawing(seed):
         return _call(text, builder, file, arguments)
 
 
 def _builder(text: str, *, seed: int = 0) -> tuple[Any, str, str]:
-    """Return what a text names in code of a user's, with its file and its name there."""
-    with drawing(seed):  # a module may make a network when it is imported
+    """Return the object that a text names in the user's code, with its file and its name there."""
+    with drawing(seed):  # importing the module may already build a network
         module, file, attribute = _module(text)
     return _attribute(module, attribute, text), file, attribute
 
 
 def _call(text: str, builder: Any, file: str, arguments: Mapping[str, Any]) -> "nn.Module":
-    """Let code of a user's make its network; what it raises is a ``ConfigError``."""
+    """Call the user's code to build its network; its exceptions become a ``ConfigError``."""
     from torch import nn
 
     attribute = text.rpartition(":")[2]
@@ -317,7 +317,7 @@ def _call(text: str, builder: Any, file: str, arguments: Mapping[str, Any]) -> "
     if not callable(builder) or isinstance(builder, nn.Module):
         raise ConfigError(
             f"{text}: {attribute!r} must be a function or a class that makes a network"
-            + (" to take arguments." if isinstance(builder, nn.Module) else ".")
+            + (", to accept arguments." if isinstance(builder, nn.Module) else ".")
             + f" Got {short(builder)}."
         )
     try:
@@ -327,7 +327,7 @@ def _call(text: str, builder: Any, file: str, arguments: Mapping[str, Any]) -> "
             f"{text}: its arguments are {inspect.signature(builder)}, and {error}. Give them with "
             "--set NAME=VALUE."
         ) from error
-    except ValueError:  # code without a signature, which says itself what it lacks
+    except ValueError:  # code without a signature, which checks its arguments itself
         pass
     network = _run(lambda: builder(**arguments), text, file, doing="fails")
     if not isinstance(network, nn.Module):
@@ -339,7 +339,7 @@ def _call(text: str, builder: Any, file: str, arguments: Mapping[str, Any]) -> "
 
 
 def _module(text: str) -> tuple[ModuleType, str, str]:
-    """Import the module of a text; returns it, its file and the attribute's name."""
+    """Import the module of a text; return it, its file and the attribute's name."""
     place, _, attribute = text.rpartition(":")
     if not place or not attribute:
         raise ConfigError(f"{text!r} names no network. Expected {FORMS}.")
@@ -357,7 +357,7 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         spec = importlib.util.find_spec(place)
     except (ImportError, ValueError, AttributeError):
         spec = None
-    except Exception as error:  # the package above it runs on the way, and fails
+    except Exception as error:  # this imports the parent package, which may fail
         raise ConfigError(
             f"{text} is not imported: {place_of(error, place)}{type(error).__name__}: "
             f"{short(error)}"
@@ -389,7 +389,7 @@ def _from_file(file: Path) -> ModuleType:
     path = file.resolve()
     name = f"regrow_code_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     text = path.read_bytes()
-    if name in sys.modules and _TEXTS.get(name) == text:  # it may be edited beside a notebook
+    if name in sys.modules and _TEXTS.get(name) == text:  # else edited, as beside a notebook
         return sys.modules[name]
     _TEXTS[name] = text
     _look_in(path.parent)  # for the files beside it
@@ -412,7 +412,7 @@ def _look_in(folder: Path) -> None:
 
 
 def _run(function: Callable[[], Any], text: str, file: str, *, doing: str) -> Any:
-    """Run code of a user's; what it raises becomes a ``ConfigError`` with its file and line."""
+    """Run the user's code; its exceptions become a ``ConfigError`` with file and line."""
     try:
         return function()
     except (Exception, SystemExit) as error:
@@ -422,7 +422,7 @@ def _run(function: Callable[[], Any], text: str, file: str, *, doing: str) -> An
 
 
 def place_of(error: BaseException, file: str) -> str:
-    """Return where in a file an error was raised, or what it called there: ``FILE, line N: ``."""
+    """Return the last line in a file that an error passed, as ``FILE, line N: ``, or nothing."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: "
     frames = traceback.extract_tb(error.__traceback__)
@@ -435,19 +435,19 @@ def place_of(error: BaseException, file: str) -> str:
 
 
 def place_of_function(function: Any, file: str) -> str:
-    """Return where a function stands in its file, as ``place_of`` does; empty if it is no code."""
+    """Return a function's first line in the form of ``place_of``; empty if it has no code."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return "" if code is None else f"{file}, line {code.co_firstlineno}: "
 
 
 def read_origin(text: str, arguments: Mapping[str, Any] | None = None) -> ModelOrigin:
-    """Return the origin of a text, checked as far as nothing has to be built."""
+    """Return the origin of a text, with the checks that need not build anything."""
     origin = ModelOrigin(text, arguments)
     return ModelOrigin(canonical(text), arguments) if origin.kind == "registered" else origin
 
 
 def read_arguments(settings: "list[str]", given: str | None = None) -> dict[str, Any]:
-    """Read arguments: ``NAME=VALUE`` each, the value as JSON or else a text; or one JSON object.
+    """Parse arguments: ``NAME=VALUE`` each, with a JSON value or else a text; or one JSON object.
 
     >>> read_arguments(["depth=3", "act=relu"], '{"widths": [8, 16]}')
     {'widths': [8, 16], 'depth': 3, 'act': 'relu'}
@@ -478,26 +478,26 @@ def read_arguments(settings: "list[str]", given: str | None = None) -> dict[str,
 
 
 def _publisher(origin: ModelOrigin) -> str:
-    """Say where the weights of a library's model come from: a folder, or the library."""
+    """Return a phrase for the source of a library model's weights: a folder, or the library."""
     library, _, name = origin.text.partition("/")
     return f"of the folder {name}" if origin.folder is not None else f"published by {library}"
 
 
 def open_network(origin: ModelOrigin, weights: str | None = None) -> "tuple[nn.Module, str]":
-    """Return an origin's network with weights, and in words which these are.
+    """Return an origin's network with weights, and a phrase for which weights they are.
 
-    ``weights``: ``published`` (the default; what a library publishes, or what one's own code gives
-    the network), ``random``, or a file of weights.
+    ``weights``: by default the weights that a library publishes or the user's code sets; else
+    ``published``, ``random``, or a weights file.
 
     Raises:
-        ConfigError, DataError: the network or its weights cannot be had, or do not fit.
+        ConfigError, DataError: the network or its weights cannot be loaded, or do not fit.
     """
     if weights in (None, "published"):
         if origin.kind == "library":
             return origin.published(), _publisher(origin)
         if weights is not None:
             raise ConfigError(
-                f"--weights published: {origin.text} is no model of a library. Give a file, or "
+                f"--weights published: {origin.text} is not from a library. Give a file, or "
                 "leave out --weights."
             )
         return origin.build(), "those its code gives it, or drawn with seed 0"

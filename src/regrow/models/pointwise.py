@@ -1,13 +1,13 @@
-"""1x1 convolutions of relu(norm(map)) in float32, which never write that map to memory.
+"""1x1 convolutions of relu(norm(x)) in float32, without writing relu(norm(x)) to memory.
 
-A map is ``[pixels, channels]`` with some numbers more from pixel to pixel, if its channels are a
-part of a wider map. Some pixels at a time are read, go through norm and ReLU, and are multiplied
-while they are in the processor's cache. ``lines`` of a norm are rows of whole vectors: factor, term
-and mean of each channel.
+A map is ``[pixels, channels]``, with a longer stride between pixels if its channels are part of a
+wider map. Blocks of pixels are read, passed through norm and ReLU, and multiplied while they are in
+the processor's cache. The ``lines`` of a norm are rows of whole vectors: factor, term and mean of
+each channel, with norm(x) = factor * x + term.
 
-What is read and written reaches as far as a whole vector beyond a pixel's channels, so there must
-be room for one at the end of a map; where the next pixel or other channels lie there, they keep
-their values or get them later.
+Reads and writes may extend past a pixel's channels to the end of a vector, so a map needs room for
+one vector at its end. The next pixel or other channels there keep their values or are written
+later.
 """
 
 from regrow.models.compiled import ADDRESS, flush, kernel, part, vector
@@ -25,29 +25,29 @@ from regrow.models.vectors import (
 )
 from regrow.models.winograd import ROWS, ROWS_OF_KERNEL, padded
 
-PIXELS = 4 * 12  # at a time, a multiple of ROWS
+PIXELS = 4 * 12  # of a block, a multiple of ROWS
 _multiply, _multiply_and_add = product(ROWS, adding=False), product(ROWS_OF_KERNEL, adding=True)
 _add_back, _write_back = pass_back(adding=True), pass_back(adding=False)
-_SHAPE = "UniTuple(int64, 3)"  # pixels, channels; channels from pixel to pixel
-_MOMENTS = "float64[:,:]"  # a shift near the mean, and sums of what is above it, and of its square
+_SHAPE = "UniTuple(int64, 3)"  # pixels, channels, and the stride between pixels in channels
+_MOMENTS = "float64[:,:]"  # rows: a shift near the mean; sums of x - shift, and of its square
 
 Shape = tuple[int, int, int]
 
 
 def room_of(inputs: int, outputs: int) -> int:
-    """Return how many numbers the kernels need room for."""
-    return (2 * PIXELS + 3) * (padded(inputs) + padded(outputs))  # of either direction
+    """Return the size of the kernels' workspace, in numbers."""
+    return (2 * PIXELS + 3) * (padded(inputs) + padded(outputs))  # for forward and backward
 
 
 @part
 def _size(channels):
-    """Return the bytes of so many channels in whole vectors."""
+    """Return the bytes of a number of channels, padded to whole vectors."""
     return (channels + LANES - 1) // LANES * VECTOR
 
 
 @part
 def _rectify_pixels(x, shape, lines, to):
-    """Write relu(norm(x)) in whole vectors."""
+    """Write relu(norm(x)), padded to whole vectors."""
     pixels, channels, between = shape
     full = _size(channels)
     for _ in range(pixels):
@@ -59,7 +59,7 @@ def _rectify_pixels(x, shape, lines, to):
 
 @part
 def _add_up(x, shape, shift, sums):
-    """Add what pixels have above a shift, and its square, to two rows of sums."""
+    """Add x - shift and its square, over pixels, to two rows of sums."""
     pixels, channels, between = shape
     full = _size(channels)
     for _ in range(pixels):
@@ -101,8 +101,8 @@ def straighten(grad, x, lines, shape, out, between_out):
 def convolve(x, shape, lines, weight, added, y, channels, room, found):
     """Write y = weight * relu(norm(x)) + added, and the moments of y.
 
-    ``weight``: ``[vectors, inputs, LANES]``. ``channels`` are those of y, and from pixel to pixel
-    there and in ``added``, which may be no map.
+    ``weight``: ``[vectors, inputs, LANES]``. ``channels``: the channels of y, and the stride
+    between pixels in y and in ``added``, which may be 0 (no map).
     """
     pixels, inputs, between = shape
     outputs, between_out = channels
@@ -135,7 +135,7 @@ def convolve(x, shape, lines, weight, added, y, channels, room, found):
 
 @part
 def _read_gradient(grad, channels, straight, first, num, to):
-    """Copy pixels of a gradient in whole vectors, and zeros for those that fill a block."""
+    """Copy pixels of a gradient, padded to whole vectors, and fill the block with zero pixels."""
     outputs, between = channels
     full, at = _size(outputs), first * between * 4
     if straight[0]:
@@ -155,13 +155,14 @@ def _read_gradient(grad, channels, straight, first, num, to):
 def gradients(x, shape, lines, weight, grad, channels, straight, to, adding, of_weight, sums, room):
     """Write the gradients of ``convolve``.
 
-    ``weight`` and ``of_weight``: ``[vectors of inputs, outputs, LANES]``, of the latter outputs
-    as whole vectors. ``channels`` are those of ``grad``. That of x, but for what is a line in it,
-    is written to ``to`` or added to it (``adding``), which lies in memory as x does; and the sums
-    of the gradient past the ReLU, and of it times x - mean, to the two rows of ``sums``.
+    ``weight`` and ``of_weight``: ``[vectors of inputs, outputs, LANES]``, the latter with outputs
+    padded to whole vectors. ``channels``: the channels of ``grad`` and the stride between its
+    pixels. The gradient of x, without its term slope * x + constant, is written to ``to`` or
+    (``adding``) added to it; ``to`` has the layout of x. With g the gradient at the input of the
+    ReLU, the sums of g and of g * (x - mean) are added to the two rows of ``sums``.
 
-    ``straight`` is zeros, or the addresses of a map as ``grad`` and of lines: slope * map +
-    constant is added to ``grad`` before.
+    ``straight``: zeros, or the addresses of a map with the layout of ``grad`` and of its lines;
+    slope * map + constant is then added to ``grad`` first.
     """
     pixels, inputs, between = shape
     outputs = channels[0]

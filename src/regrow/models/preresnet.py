@@ -24,8 +24,8 @@ def preresnet(
 ) -> nn.Module:
     """Build a pre-activation ResNet of ``depth`` = 9n + 2 layers, n bottlenecks in each stage.
 
-    The plain name is Network Slimming's variant, whose norms start at 0.5; unstructured pruning
-    starts them at 1 (``norm_scale=1.0``). Protocols, section 2.2, suspects that the "110" of
+    The default is Network Slimming's variant, whose norm scales start at 0.5; those of unstructured
+    pruning start at 1 (``norm_scale=1.0``). Protocols, section 2.2, suspects that the "110" of
     unstructured pruning had 18 blocks in each stage, which is preresnet-164 here.
 
     Reference: He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027.
@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
         self.shortcut = conv(num_in, num_out, kernel=1, stride=stride) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's correction added to its (projected) raw input."""
+        """Return branch(x) + shortcut(x), with the shortcut from the raw input."""
         out, x = branched(self.norm1, self.relu1, x)
         out = self.conv1(out)
         out = self.conv2(rectified(self.norm2, self.relu2, out))

@@ -1,4 +1,4 @@
-"""A quick answer to whether the Hugging Face hub can be reached: its client tries for 25 s."""
+"""Check quickly whether the Hugging Face hub can be reached; its own client tries for 25 s."""
 
 import os
 import socket
@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 ENDPOINT = "https://huggingface.co"
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # variables by which a user says so
-SECONDS = 3.0  # for a name to be found and a connection to be made
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # variables that force offline mode
+SECONDS = 3.0  # to look up the name and to connect
 
 
 @cache
 def hub_answers() -> bool:
-    """Try to connect to the hub, or to the proxy on the way to it, once in a process."""
+    """Return whether the hub, or the proxy to it, can be reached; tried once per process."""
     if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE):
         return False
     asked = urlsplit(os.environ.get("HF_ENDPOINT") or ENDPOINT)
@@ -25,7 +25,7 @@ def hub_answers() -> bool:
 
 
 def _connects(host: str, port: int) -> bool:
-    """Tell whether a connection can be made within ``SECONDS``, looking up the name included."""
+    """Return whether a connection can be made within ``SECONDS``, including the name lookup."""
     done = threading.Event()
 
     def connect() -> None:

@@ -45,11 +45,12 @@ def resnet(
     - resnet-56 and resnet-110 are those of L1-norm pruning: ``shortcut="average-pool"``, a 2x2 mean
       and zero channels, through which *no gradient flows*.
     - resnet-20 and resnet-32 are those of soft filter pruning: ``shortcut="subsample"`` (type A:
-      every second pixel and zero channels) and ``fc_init="kaiming"``. Its 56 and 110 are these
-      names with the same two arguments. The published FLOPs do not count their ReLUs (protocols,
-      section 2.3).
-    - resnet-50-lottery is the lottery ticket's: ``shortcut="projection"`` (type B: 1x1 convolution
-      and norm). It has basic blocks and 0.76 M parameters and is not the ResNet-50 of ImageNet.
+      every second pixel and zero channels) and ``fc_init="kaiming"``. With the same two arguments,
+      resnet-56 and resnet-110 are its variants. The published FLOPs do not count their ReLUs
+      (protocols, section 2.3).
+    - resnet-50-lottery is that of the lottery ticket experiments: ``shortcut="projection"`` (type
+      B: 1x1 convolution and norm). It has basic blocks and 0.76 M parameters and is not the
+      ResNet-50 of ImageNet.
 
     Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385.
     """

@@ -1,11 +1,12 @@
-"""The random start of a network that was cut: as its own code would draw it at the widths left.
+"""Initialise a cut network as its own code would initialise a network of these widths.
 
     small, start = started(spec, edit.cut, seed=0)
 
-A network's own ``initialise_()`` comes first. Else its code is run at the widths that are left (see
-``models.narrowed``), and what it draws is held against what it draws at full width, so that nothing
-is taken whose draw was not understood. What is left over is drawn by the layers
-(``models.initialise_``) where those draw as the code does, and else as at full width, and is named.
+A network's own ``initialise_()`` is used if it has one. Otherwise its code is run with the narrower
+widths (see ``models.narrowed``), and each parameter is compared with its initialisation at full
+width, so that only values whose distribution is understood are used. Other parameters are
+initialised by their layers (``models.initialise_``), if these use the same distribution as the
+code; else they are initialised at full width and cut, and reported in ``Start``.
 """
 
 import math
@@ -22,32 +23,32 @@ from regrow.core.seeds import derive
 from regrow.models import of_a_class, redraw_
 from regrow.models.narrowed import Narrowed, Widths, name_before, narrowed, watched
 
-ALIKE, LEAST = 1.25, 16  # of two spreads, at most, that count as one; and numbers of each
-BY_CHANCE = 1e-3  # share of a tensor's numbers that two draws may have in common
-# What the variance of a draw is, times a width, in the usual rules; and how many numbers show it.
+ALIKE, LEAST = 1.25, 16  # ratio up to which two spreads count as equal; the fewest numbers for it
+BY_CHANCE = 1e-3  # share of a tensor's numbers that may be equal in two draws by chance
+# Variance times width in the usual rules of initialisation; and the numbers needed to measure it.
 GAINS, MANY = (1.0, 2.0, 1 / 3, 2 / 3, 25 / 9), 10_000
 
 
 class Maker(Protocol):
-    """Builds a network, drawn from a seed, as often as it is asked to."""
+    """Builds a network, initialised from a seed, any number of times."""
 
     def fresh(self, seed: int) -> nn.Module:
-        """Build it."""
+        """Build the network."""
 
     def has_rule(self) -> bool:
-        """Tell whether ``models.initialise_`` draws it as its code means it to start."""
+        """Return whether ``models.initialise_`` is known to initialise it as intended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The parameters of a random start that the network's code does not draw at their widths.
+    """The parameters of a random start that are not initialised by the code at their own widths.
 
     Attributes:
-        cut: those that are as it draws them at full width, and cut: if their spread depends on the
-            width, it is that of the whole network.
-        layered: those that their layers draw, with another spread than its code gives them, which
-            gives them the same values for each seed: it reads them, or made the network before.
-        read: those that it reads likewise and no layer draws; they keep the values.
+        cut: initialised at full width and cut, so if their spread depends on the width, it is that
+            of the uncut network.
+        layered: given the same values by the code for every seed (it reads them, or built the
+            network before), so initialised by their layers instead, with another spread.
+        read: likewise the same for every seed, but no layer initialises them; they keep the values.
     """
 
     cut: tuple[str, ...] = ()
@@ -58,12 +59,12 @@ class Start:
 def started(
     source: Maker, cut: Callable[[nn.Module], nn.Module], *, seed: int
 ) -> tuple[nn.Module, Start]:
-    """Build a cut network, drawn anew from (seed, "reinit"), on the CPU.
+    """Build a cut network, newly initialised from (seed, "reinit"), on the CPU.
 
     Args:
-        source: what builds the whole network.
+        source: builds the uncut network.
         cut: cuts it, and returns the smaller one.
-        seed: from which, and from nothing else, all of it is drawn.
+        seed: the only source of randomness.
     """
     if source.has_rule():
         return _by_rule(source, cut, seed=seed)
@@ -109,7 +110,7 @@ def started(
 def _by_rule(
     source: Maker, cut: Callable[[nn.Module], nn.Module], *, seed: int
 ) -> tuple[nn.Module, Start]:
-    """Build a cut network that ``initialise_`` draws, but for what that leaves out."""
+    """Build a cut network, initialised by ``initialise_``; what that misses is cut instead."""
     small = cut(source.fresh(seed))
     one = _values(small)
     missed = {*redraw_(small, seed=seed)}
@@ -121,9 +122,10 @@ def _by_rule(
 
 @dataclass(frozen=True)
 class Draws:
-    """A parameter of a cut network: drawn at full width and cut, and at its own width, each twice.
+    """A parameter of a cut network, initialised by two seeds at full width and at its own width.
 
-    ``whole`` is its shape at full width; None: the whole network has none of its name.
+    ``one`` and ``two`` were initialised at full width and cut, ``new`` and ``again`` at its own
+    width. ``whole`` is its shape at full width; None if the uncut network has none of its name.
     """
 
     one: Tensor
@@ -134,12 +136,12 @@ class Draws:
 
     @cached_property
     def _fixed(self) -> Tensor:
-        """The places at which the draws at full width are equal: ones, zeros, what is read."""
+        """A mask of the values that are equal in both draws at full width: constant, or read."""
         return self.one == self.two
 
     @cached_property
     def are_read(self) -> bool:
-        """True if most values are the same for each seed, and differ: trained, or a table."""
+        """True if most values are the same for each seed, but not constant: trained, or a table."""
         if 2 * int(self._fixed.sum()) <= self.one.numel():
             return False
         some = _some(self.one)[_some(self._fixed)].tolist()
@@ -152,10 +154,10 @@ class Draws:
 
     @cached_property
     def are_understood(self) -> bool:
-        """True if what is drawn at its width has the form of what is drawn at full width.
+        """True if the initialisation at its own width matches that at full width.
 
-        The same numbers are drawn, the others are the same, and the spread may be explained by the
-        widths. A constant may depend on the width.
+        The same elements are random, the others have the same values, and the widths can explain
+        the change of the spread. A constant may depend on the width.
         """
         if self.new is None or self.again is None or self.whole is None or self.are_read:
             return False
@@ -173,10 +175,10 @@ class Draws:
 
     @property
     def may_be_of_full_width(self) -> bool:
-        """True if the spread that is drawn may depend on the full width.
+        """True if the spread of the initialisation may depend on the full width.
 
-        What is drawn at its width is not understood; or its spread is still that of the full width,
-        and a usual rule says it of some width that was cut, and of none that was not.
+        Either the initialisation at its own width is not understood; or its spread is still that at
+        full width, which a usual rule explains by a width that was cut, and by no other width.
         """
         if not self.are_understood or self.whole is None or self.new is None:
             return True
@@ -187,7 +189,7 @@ class Draws:
         now, again, before, other = (float(values.square().mean()) for values in draws)
         if now > (1 + _error(self.new.numel())) * before:
             return False
-        # Of all four draws, because widths and gains are many: some product is near by chance.
+        # From all four draws, because with so many widths and gains some product is near by chance.
         variance, error = (now + again + before + other) / 4, _error(4 * self.new.numel())
         by_rule = [
             was == now
@@ -198,12 +200,12 @@ class Draws:
 
 
 def _error(count: int) -> float:
-    """Return the share by which a variance that so many numbers show may be off."""
+    """Return a bound on the relative error of a variance estimated from ``count`` numbers."""
     return 5e-3 + 3 * math.sqrt(2 / count)
 
 
 def _widths(shape: torch.Size) -> Iterator[float]:
-    """Yield the numbers that a usual rule may divide by: each dimension, fans, and their mean."""
+    """Yield the widths that usual rules divide by: each dimension, fan-in, fan-out, their mean."""
     yield from shape
     inputs = shape.numel() / shape[0]
     outputs = shape.numel() / shape[1] if len(shape) > 1 else shape[0]
@@ -211,12 +213,12 @@ def _widths(shape: torch.Size) -> Iterator[float]:
 
 
 def _typical(values: Tensor) -> float:
-    """Return the median size of some values, which a few outliers of a draw do not move."""
+    """Return the median absolute value of a sample of values, which is robust to outliers."""
     return float(_some(values).abs().median()) if values.numel() else 0.0
 
 
 def _some(values: Tensor) -> Tensor:
-    """Return some of many numbers, from all over."""
+    """Return evenly spaced values, at most about ``MANY``."""
     return values.flatten()[:: 1 + values.numel() // MANY]
 
 
@@ -225,12 +227,12 @@ def _is_one(values: Tensor) -> bool:
 
 
 def _slack(count: int) -> float:
-    """Return the factor within which two spreads count as one; a few numbers tell none."""
+    """Return the ratio up to which two spreads count as equal; huge if there are few numbers."""
     return ALIKE * math.exp(5 / math.sqrt(2 * count)) if count >= LEAST else 1e6
 
 
 def _drawn_alike(whole: nn.Module, *, seed: int) -> set[str]:
-    """Name the parameters that the layers of a network draw as its code did."""
+    """Return the names of parameters that their layers initialise with the spread of the code."""
     anew = deepcopy(whole)
     missed = {*redraw_(anew, seed=seed)}
     drawn = dict(anew.named_parameters(remove_duplicate=False))

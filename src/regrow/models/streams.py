@@ -1,9 +1,9 @@
-"""Norm and ReLU of a part of a wider bfloat16 map, and the way back, around PyTorch's convolutions.
+"""Norm and ReLU on part of a wider bfloat16 map, forward and backward, for PyTorch's convolutions.
 
-A map is as in ``pointwise``, of bfloat16: what is read and written reaches as far as a vector
-beyond a pixel's channels, so there must be room for one at the end of a map; where other channels
-lie there, they keep their values or get them later. Of maps that PyTorch made, which have no room,
-the last pixel is read from a copy. Arithmetic is float32.
+A map is as in ``pointwise``, but of bfloat16: reads and writes may extend past a pixel's channels
+to the end of a vector, so a map needs room for one vector at its end; other channels there keep
+their values or are written later. Maps made by PyTorch have no such room, so their last pixel is
+read from a copy. Arithmetic is float32.
 """
 
 from regrow.models.compiled import ADDRESS, flush, kernel, part, vector
@@ -20,14 +20,14 @@ from regrow.models.vectors import (
 )
 
 ROWS = 64  # summed in float32
-AHEAD = 4  # pixels: what the processor fetches on its own comes late
-FAR = 16  # pixels, where little of each is read
+AHEAD = 4  # pixels to prefetch, because the processor's own prefetching is late
+FAR = 16  # likewise, where little of each pixel is read
 PIECE = 8  # channels that are copied at once
-SIZE = 2  # bytes of a number
+SIZE = 2  # bytes of a bfloat16
 HALF = VECTOR // 2  # bytes of a vector in a map
 _add_back, _write_back = pass_back(adding=True, short=True), pass_back(adding=False, short=True)
-_SHAPE = "UniTuple(int64, 3)"  # pixels, channels; channels from pixel to pixel
-_MOMENTS = "float64[:,:]"  # as of ``pointwise``
+_SHAPE = "UniTuple(int64, 3)"  # pixels, channels, and the stride between pixels in channels
+_MOMENTS = "float64[:,:]"  # as in ``pointwise``
 
 
 @part
@@ -37,7 +37,7 @@ def _vectors(channels):
 
 @kernel(ADDRESS, _SHAPE, ADDRESS, ADDRESS)
 def rectify(x, shape, lines, to):
-    """Write relu(norm(x)), its pixels side by side; ``lines`` are of whole vectors."""
+    """Write relu(norm(x)) with its pixels contiguous; ``lines`` are padded to whole vectors."""
     pixels, channels, between = shape
     full = _vectors(channels) * VECTOR
     for _ in range(pixels):
@@ -51,7 +51,7 @@ def rectify(x, shape, lines, to):
 
 @kernel(*[ADDRESS] * 2, _SHAPE, ADDRESS, _MOMENTS)
 def place(x, to, shape, room, found):
-    """Copy pixels that lie side by side to a part of a map; write the moments of each channel.
+    """Copy contiguous pixels to a part of a map; write the moments of each channel.
 
     There are 8 channels or more. ``found``: ``[3, channels]``.
     """
@@ -63,7 +63,7 @@ def place(x, to, shape, room, found):
         if p == pixels - 1:
             copy(last, x, channels * SIZE)
             x = last
-        if p == 0:  # moments about no shift: the first pixel itself, as float32
+        if p == 0:  # the shift is the first pixel, converted to float32 as moments about 0
             clear(parts, 2 * full)
             for c in range(0, full, VECTOR):
                 add_moments_short(room + c, parts + c, x + c // 2, parts + full + c)
@@ -103,10 +103,10 @@ def straighten(grad, x, lines, shape, out, between_out):
 
 @kernel(ADDRESS, _SHAPE, *[ADDRESS] * 3, "boolean", _MOMENTS, ADDRESS)
 def back(x, shape, lines, grad, to, adding, sums, room):
-    """Take a gradient of ``rectify`` back to x, but for what is a line in x.
+    """Compute the gradient of x from that of ``rectify``, without its term slope * x + constant.
 
-    ``to``, which lies in memory as x does, gets it or is added to (``adding``); ``sums`` are of the
-    gradient past the ReLU, and of it times x - mean.
+    It is written to ``to``, which has the layout of x, or (``adding``) added to it. With g the
+    gradient at the input of the ReLU, the sums of g and of g * (x - mean) are added to ``sums``.
     """
     pixels, channels, between = shape
     num = _vectors(channels)

@@ -1,4 +1,4 @@
-"""A small transformer for sequences of tokens: of each token, or of the whole sequence."""
+"""A small transformer for sequences of tokens, with outputs per token or per sequence."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from regrow.models import register_model
 
 
 class Attention(nn.Module):
-    """Self-attention in several heads, to earlier tokens alone if it is causal."""
+    """Multi-head self-attention, optionally causal."""
 
     def __init__(self, dim: int, heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, length, dim] to the same."""
+        """Map [N, length, dim] to the same shape."""
         num, length, dim = x.shape
         q, k, v = (
             part.view(num, length, self.heads, dim // self.heads).transpose(1, 2)
@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward part, each behind a norm and beside a shortcut."""
+    """Attention and a feed-forward part, each with a norm before it and a shortcut around it."""
 
     def __init__(self, dim: int, heads: int, hidden: int, *, causal: bool) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Block(nn.Module):
         self.expand, self.contract = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, length, dim] to the same."""
+        """Map [N, length, dim] to the same shape."""
         x = x + self.attention(self.norm1(x))
         shortened: Tensor = self.contract(functional.gelu(self.expand(self.norm2(x))))
         return x + shortened
 
 
 class Transformer(nn.Module):
-    """Embeddings of tokens and of their places, blocks, a norm and a linear layer."""
+    """Token and position embeddings, blocks, a norm and a linear layer."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map [N, length] to logits [N, length, outputs], or [N, outputs] if they are pooled."""
+        """Map [N, length] to logits [N, length, outputs], or [N, outputs] if ``pooled``."""
         x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
         x = self.norm(self.blocks(x))
         logits: Tensor = self.head(x.mean(1) if self.pooled else x)
@@ -90,11 +90,12 @@ def transformer(
     hidden: int = 256,
     of: Literal["next", "token", "sequence"] = "next",
 ) -> nn.Module:
-    """Build a pre-norm transformer; ``of``: what each output is of.
+    """Build a pre-norm transformer.
 
-    ``next``: the token behind each one, seen from those before it; ``token``: each token, seen in
-    its whole sequence; ``sequence``: the sequence, of which its tokens' mean is taken. What methods
-    of the scope ``linear`` prune are the ``hidden`` units of the feed-forward parts.
+    ``of`` sets what each output is about: ``next``, the token after each one, from the tokens up to
+    it (causal attention); ``token``, each token, from the whole sequence; ``sequence``, the whole
+    sequence, by the mean over its tokens. Methods of the scope ``linear`` prune the ``hidden``
+    units of the feed-forward parts.
 
     Reference: Vaswani et al., Attention Is All You Need, NeurIPS 2017, arXiv:1706.03762; norms
     before each part as in Radford et al., 2019.

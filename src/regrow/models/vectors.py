@@ -1,11 +1,11 @@
-"""Vector code for kernels: blocks of matrix products, and small linear maps of tiles.
+"""Vector code for kernels: blocks of matrix products, and small linear transforms of tiles.
 
-The compiler makes vectors of loops over single numbers, but it does not keep a block of results in
-registers, which is what a product of matrices needs to reach the processor's peak. So these few
-parts are written as vectors of ``LANES`` numbers, which it splits where registers are shorter.
+The compiler vectorises loops over single numbers, but it does not keep a block of results in
+registers, which a matrix product needs to reach the processor's peak. So these few parts are
+written as vectors of ``LANES`` numbers, which the compiler splits if registers are shorter.
 
-All take addresses, and strides in bytes. ``LANES`` channels lie side by side; functions without a
-stride read and write these of one pixel.
+All functions take addresses, and strides in bytes. ``LANES`` channels are contiguous; functions
+without a stride read and write ``LANES`` channels of one pixel.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,17 @@ _BITS, _SHORT = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(1
 
 
 def _of_addresses(typing: Callable[..., Any]) -> Callable[..., None]:
-    """Make a function that kernels call of what types and generates it."""
+    """Wrap ``intrinsic``, which turns a typing function into one that kernels can call."""
     made: Callable[..., None] = intrinsic(typing)
     return made
 
 
 def product(rows: int, *, adding: bool) -> Callable[..., None]:
-    """Return what writes a block of so many rows of a product of matrices, or adds to it.
+    """Return a function that writes a block of rows of a matrix product, or (``adding``) adds it.
 
-    ``c[i, :] = sum over k < num of a[i, k] * b[k, :]`` for a row of ``LANES`` of b and c: each
-    element of a is at ``a + i * a_row + k * a_step``, each row of b at ``b + k * b_step``.
+    ``c[i, :] = sum over k < num of a[i, k] * b[k, :]`` for i < ``rows``, with rows of ``LANES``
+    numbers in b and c. Element ``a[i, k]`` is at ``a + i * a_row + k * a_step``, row ``b[k]`` at
+    ``b + k * b_step`` and row ``c[i]`` at ``c + i * c_row``.
     """
 
     @_of_addresses
@@ -79,7 +80,7 @@ def product(rows: int, *, adding: bool) -> Callable[..., None]:
 
 
 def change(matrix: Matrix) -> Callable[..., None]:
-    """Return what writes ``matrix @ tile @ matrix.T`` for ``LANES`` channels of a tile."""
+    """Return a function that writes ``matrix @ tile @ matrix.T`` for ``LANES`` channels."""
     num_out, num_in = len(matrix), len(matrix[0])
 
     @_of_addresses
@@ -107,7 +108,7 @@ def change(matrix: Matrix) -> Callable[..., None]:
 
 @_of_addresses
 def copy(_, to, source, size):
-    """Copy so many bytes."""
+    """Copy ``size`` bytes."""
 
     def generate(context, builder, signature, arguments):
         to, source = (builder.inttoptr(at, cgutils.voidptr_t) for at in arguments[:2])
@@ -119,7 +120,7 @@ def copy(_, to, source, size):
 
 @_of_addresses
 def clear(_, to, size):
-    """Set so many bytes to zero."""
+    """Set ``size`` bytes to zero."""
 
     def generate(context, builder, signature, arguments):
         cgutils.memset(builder, builder.inttoptr(arguments[0], cgutils.voidptr_t), arguments[1], 0)
@@ -129,13 +130,13 @@ def clear(_, to, size):
 
 
 def rectifying(*, short: bool) -> Callable[..., None]:
-    """Return what writes relu(factor * x + term); ``short`` maps are of bfloat16."""
+    """Return a function that writes relu(factor * x + term); ``short`` maps are bfloat16."""
 
     @_of_addresses
     def rectify(_, to, x, factor, term):
         def compute(builder, _, x, factor, term):
             value = _fma(builder, x, factor, term)
-            # Not a maximum, so that what is not a number stays so.
+            # Not a maximum, so that NaN stays NaN.
             return [_where(builder, "<", value, _spread(0), value)]
 
         return _lane_by_lane(compute, num=4, written=1, short=(0, 1) if short else ())
@@ -153,7 +154,7 @@ def add(_, to, x, added):
 
 
 def adding_line(*, short: bool) -> Callable[..., None]:
-    """Return what writes grad + slope * x + constant; ``short`` maps are of bfloat16."""
+    """Return a function that writes grad + slope * x + constant; ``short`` maps are bfloat16."""
 
     @_of_addresses
     def add_line(_, to, grad, x, slope, constant):
@@ -169,7 +170,7 @@ add_line, add_line_short = adding_line(short=False), adding_line(short=True)
 
 
 def adding_moments(*, short: bool) -> Callable[..., None]:
-    """Return what adds x - shift and its square to two rows of sums; a ``short`` x is bfloat16."""
+    """Return a function that adds x - shift and its square to two rows; ``short`` x: bfloat16."""
 
     @_of_addresses
     def add_moments(_, first, second, x, shift):
@@ -186,10 +187,11 @@ add_moments, add_moments_short = adding_moments(short=False), adding_moments(sho
 
 
 def pass_back(*, adding: bool, short: bool = False) -> Callable[..., None]:
-    """Return what takes a gradient of ``rectify`` back to x, but for what is a line in x.
+    """Return a function that computes the gradient of x from that of ``rectify``.
 
-    It writes that, or adds it; and adds the gradient past the ReLU, and it times x - mean, to two
-    rows of sums. ``short`` maps are of bfloat16.
+    It writes or (``adding``) adds factor * g, with g the gradient at the input of the ReLU: the
+    gradient of x without its term slope * x + constant. It also adds g and g * (x - mean) to two
+    rows of sums. ``short`` maps are bfloat16.
     """
 
     @_of_addresses
@@ -210,7 +212,7 @@ def pass_back(*, adding: bool, short: bool = False) -> Callable[..., None]:
 
 @_of_addresses
 def fetch(_, at):
-    """Fetch the cache line of an address, which may lie past the end of what is read."""
+    """Prefetch the cache line of an address, which may be past the end of a map."""
 
     def generate(context, builder, signature, arguments):
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -226,10 +228,10 @@ def fetch(_, at):
 def _lane_by_lane(
     compute: Callable[..., list[Any]], *, num: int, written: int, short: Sequence[int] = ()
 ) -> Any:
-    """Type and generate a function of addresses, the first of which are written after all are read.
+    """Return signature and generator of a function of ``num`` addresses, for ``intrinsic``.
 
-    ``compute`` gives their new values from the builder and all values. Those at the places
-    ``short`` are bfloat16 in memory.
+    It reads a vector at each address, and writes the results of ``compute`` to the first
+    ``written`` addresses. Those at the indices ``short`` are bfloat16 in memory.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -246,16 +248,16 @@ def _lane_by_lane(
 
 
 def _where(builder: Any, sign: str, value: Any, this: Any, other: Any) -> Any:
-    """Return one value in lanes where another lies below or above 0, or else a third."""
+    """Return ``this`` in lanes where ``value`` is below (or above) 0, else ``other``."""
     return builder.select(builder.fcmp_ordered(sign, value, _spread(0)), this, other)
 
 
 def _combined(builder: Any, matrix: Matrix, values: list[Any]) -> list[Any]:
     """Return a matrix times a vector of values, in few operations.
 
-    Neighbours in these matrices (1 and 2, 3 and 4 of 6) are equal but for signs, as of the points
-    +1 and -1: of two such columns sum and difference are taken once, of two such rows what they
-    share.
+    In these matrices, columns (or rows) 1 and 2, and 3 and 4, of 6 are equal except for signs, as
+    they belong to points such as +1 and -1. Of the values of two such columns, the sum and the
+    difference are computed once; for two such rows, the sums over equal and over opposite terms.
     """
     num_out, num_in = len(matrix), len(matrix[0])
     pairs = ((1, 2), (3, 4))
@@ -284,7 +286,7 @@ def _combined(builder: Any, matrix: Matrix, values: list[Any]) -> list[Any]:
 
 
 def _alike(rows: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) -> bool:
-    """Tell whether the rows of each pair are equal but for signs."""
+    """Return whether the rows of each pair are equal except for signs."""
     return all(
         [abs(value) for value in rows[i]] == [abs(value) for value in rows[j]] for i, j in pairs
     )
@@ -307,7 +309,7 @@ def _total(builder: Any, terms: Any) -> Any:
 
 
 def _places(builder: Any, start: Any, step: Any, num: int) -> list[Any]:
-    """Return so many addresses, a step apart."""
+    """Return ``num`` addresses, a step apart."""
     places = [start]
     while len(places) < num:
         places.append(builder.add(places[-1], step))
@@ -325,14 +327,14 @@ def _store(builder: Any, value: Any, at: Any) -> None:
 
 
 def _load_short(builder: Any, at: Any) -> Any:
-    """Read bfloat16, the upper halves of float32."""
+    """Load bfloat16, the upper halves of float32."""
     loaded = builder.load(builder.inttoptr(at, _SHORT.as_pointer()))
     loaded.align = 2
     return builder.bitcast(builder.shl(builder.zext(loaded, _BITS), _all(16)), _VECTOR)
 
 
 def _store_short(builder: Any, value: Any, at: Any) -> None:
-    """Write the nearest bfloat16; of two the even one."""
+    """Store as the nearest bfloat16, ties to even."""
     bits = builder.bitcast(value, _BITS)
     odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
     up = builder.add(builder.add(bits, _all(0x7FFF)), odd)
@@ -345,7 +347,7 @@ def _all(bits: int) -> Any:
 
 
 def _broadcast(builder: Any, at: Any) -> Any:
-    """Read a number into each lane."""
+    """Load one number into all lanes."""
     nothing, first = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.IntType(32), 0)
     number = builder.load(builder.inttoptr(at, _FLOAT.as_pointer()))
     one = builder.insert_element(nothing, number, first)

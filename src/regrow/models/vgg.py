@@ -1,4 +1,4 @@
-"""VGG for small images: plain 3x3 convolutions with batch norm, pooled to one pixel."""
+"""VGG for small images: 3x3 convolutions with batch norm, pooled to one pixel."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -39,14 +39,14 @@ def vgg(
 ) -> nn.Module:
     """Build a VGG from a plan of widths and pools, such as ``[16, 16, "M", 32, 32, "M"]``.
 
-    The plain name is Network Slimming's variant. The other two of protocols, section 2.1:
+    The default is Network Slimming's variant. The other two of protocols, section 2.1:
 
     - L1-norm pruning and its lottery-ticket runs: ``head="two-layer"``, which is
       Linear(last, 512) - BatchNorm1d - ReLU - Linear(512, classes).
     - unstructured pruning and its lottery-ticket runs: ``conv_bias=True, init_fan="in",
       norm_scale=1.0``.
 
-    A pool is left out where the map is one pixel already, so any input of 4 pixels or more works.
+    A pool is left out if the map is already one pixel, so any input of 4 pixels or more works.
 
     Reference: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image
     Recognition, ICLR 2015, arXiv:1409.1556; the variant for CIFAR of Liu et al., Rethinking the
@@ -65,7 +65,7 @@ def vgg(
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse a plan of a VGG without widths, or with one below 1."""
+    """Raise a ``ConfigError`` for a plan without widths, or with a width below 1."""
     wrong = [step for step in plan if step != "M" and step < 1]
     if wrong or all(step == "M" for step in plan):
         raise ConfigError(
@@ -79,7 +79,7 @@ def convolutions(
 ) -> tuple[nn.Sequential, int]:
     """Return the convolutional part of a VGG, and the map's size after it.
 
-    A pool is left out where the map is one pixel already.
+    A pool is left out if the map is already one pixel.
     """
     parts: list[tuple[str, nn.Module]] = []
     channels, num_convs, num_pools = in_channels, 0, 0

@@ -1,6 +1,6 @@
-"""Weights of a file, put into a network: safetensors, or a state dict that torch.save wrote.
+"""Load weights from a file into a network: safetensors, or a state dict from torch.save.
 
-No model is registered here. Pickles are read with ``weights_only=True``, so that none runs code.
+No model is registered here. Pickles are read with ``weights_only=True``, so they cannot run code.
 """
 
 import hashlib
@@ -23,23 +23,23 @@ INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DDP, compile, Lightning
 
 
-NO_FILES = {  # words in place of a path, as they are said where they do not hold
+NO_FILES = {  # words that people may give as a path -> a hint
     "random": "Leave it out: the network then begins with new weights.",
     "code": "Leave it out: the network then has those that its code gives it.",
     "published": "Do you mean published?",
     "pretrained": "Do you mean published?",
 }
-PUBLISHED = "published"  # in place of a path: those that a library publishes
+PUBLISHED = "published"  # instead of a path: the weights that a library publishes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Trained weights in a file, known by their content.
+    """Trained weights in a file, identified by their content.
 
     Attributes:
-        path: where the file lies; or ``published``, for those that a network's library publishes.
-        digest: of the file, or of the published tensors; it stands for the weights in keys.
-        epochs: how long they were trained, where somebody said so.
+        path: of the file; or ``published``, for the weights that a network's library publishes.
+        digest: of the file, or of the published tensors; it identifies the weights in keys.
+        epochs: how long they were trained, if the user said so.
     """
 
     path: str
@@ -48,13 +48,13 @@ class Checkpoint:
 
     @classmethod
     def of_file(cls, path: str | Path, *, epochs: int | None = None) -> "Checkpoint":
-        """Look at a file; a ``DataError`` if there is none, or none that holds weights."""
+        """Return the checkpoint of a file; a ``DataError`` if it is missing or no weights file."""
         file = Path(path).expanduser()
         _check_file(file)
         return cls(path=str(file.resolve()), digest=_digest(file), epochs=epochs)
 
     def fill_(self, network: "nn.Module") -> None:
-        """Fill a network with the weights; a ``DataError`` if the file has changed since."""
+        """Load the weights into a network; a ``DataError`` if the file has changed since."""
         file = Path(self.path)
         _check_file(file)
         if _digest(file) != self.digest:
@@ -71,7 +71,7 @@ def _digest(file: Path) -> str:
 
 
 def load_weights_(network: "nn.Module", path: str | Path) -> None:
-    """Fill a network with the weights of a file, in place.
+    """Load the weights of a file into a network, in place.
 
     Raises:
         DataError: the file cannot be read, or holds no state dict.
@@ -99,8 +99,8 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{where}: it holds more than tensors, and what else a pickle holds could run code, so "
-            "it is not read. Where it was made, write torch.save(net.state_dict(), 'weights.pt')."
+            f"{where}: it holds more than tensors, and anything else in a pickle could run code, "
+            "so it is not read. Save it again with torch.save(net.state_dict(), 'weights.pt')."
         ) from error
     except Exception as error:
         raise DataError(
@@ -123,7 +123,7 @@ def _check_file(path: Path) -> None:
 
 
 def _state(value: Any, where: str) -> "dict[str, Tensor]":
-    """Find the state dict in what a file holds."""
+    """Find the state dict in the content of a file."""
     import torch
 
     if isinstance(value, Mapping):
@@ -134,21 +134,20 @@ def _state(value: Any, where: str) -> "dict[str, Tensor]":
         if tensors and len(tensors) == len(value):
             return tensors
     raise DataError(
-        f"{where}: expected a mapping of names to tensors, as net.state_dict() is. Got "
+        f"{where}: expected a mapping of names to tensors, such as net.state_dict(). Got "
         f"{short(value)}."
     )
 
 
 def fill_(network: "nn.Module", state: "Mapping[str, Tensor]", *, where: str) -> None:
-    """Fill a network with tensors by name; a ``ConfigError`` names those that do not fit.
+    """Load tensors into a network by name; a ``ConfigError`` names those that do not fit.
 
-    A prefix that all names share, as wrappers of networks add, is taken off.
+    A prefix that wrappers of networks add to all names is removed.
     """
     expected = network.state_dict()
     for prefix in WRAPPERS:
         if not state.keys() <= expected.keys() and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
-    # Old files lack the count of batches that a norm has seen, which nothing here reads.
     filled = {
         expected[name].data_ptr() for name in state if name in expected
     }  # tied weights are stored once
@@ -156,7 +155,7 @@ def fill_(network: "nn.Module", state: "Mapping[str, Tensor]", *, where: str) ->
         name
         for name, value in expected.items()
         if name not in state
-        and not name.endswith("num_batches_tracked")
+        and not name.endswith("num_batches_tracked")  # absent in old files, and not used here
         and not (value.numel() and value.data_ptr() in filled)
     ]
     surplus = [name for name in state if name not in expected]

@@ -1,16 +1,17 @@
-"""3x3 convolutions of stride 1 in a quarter of the multiplications, in float32.
+"""3x3 convolutions of stride 1 with a quarter of the multiplications, in float32.
 
-Winograd's minimal filtering F(4x4, 3x3): a tile of 6x6 pixels of the map that is read gives 4x4 of
-the map that is written. Both, and the kernel, are changed by small matrices, in between a
-convolution is 36 products of matrices [tiles, inputs] x [inputs, outputs]:
+Winograd's minimal filtering F(4x4, 3x3): a tile of 6x6 input pixels gives 4x4 output pixels. Input
+tiles, kernel and output tiles are transformed by small matrices; between the transforms, a
+convolution is 36 matrix products [tiles, inputs] x [inputs, outputs]:
 
     y = A^T [(G g G^T) * (B^T x B)] A
 
-and the gradient of the kernel is what follows from it: G^T [sum of (A dy A^T) * (B^T x B)] G. The
-gradient of x is the same convolution, of the gradient of y by the turned kernel.
+The gradient of the kernel is therefore G^T [sum of (A dy A^T) * (B^T x B)] G. The gradient of x is
+the same convolution, of the gradient of y with the kernel rotated by 180 degrees.
 
-A map is ``[images, height, width, channels]``, zero outside; tiles go in blocks of rows, whose
-changed values stay in the processor's cache. Channels are padded with zeros to whole vectors.
+A map is ``[images, height, width, channels]``, zero outside; tiles are processed in blocks of rows,
+whose transformed values stay in the processor's cache. Channels are padded with zeros to whole
+vectors.
 
 Reference: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016,
 arXiv:1509.09308, whose matrices these are.
@@ -29,9 +30,9 @@ from regrow.models.vectors import (
     rectify,
 )
 
-TILE = 4  # pixels of a tile's side that are written
-AROUND = 2  # more are read
-PLACES = (TILE + AROUND) ** 2  # products of matrices
+TILE = 4  # side of a tile's output, in pixels
+AROUND = 2  # its input is larger by so many
+PLACES = (TILE + AROUND) ** 2  # the number of matrix products
 
 B_T: Matrix = [
     [4, 0, -5, 0, 1, 0],
@@ -56,16 +57,17 @@ A_T: Matrix = [
     [0, 1, -1, 8, -8, 1],
 ]
 
-# Rows of a block, as many as registers hold beside what they are made of.
+# Rows of a block of results: as many as fit into registers beside the operands.
 ROWS = 12 if HAS_LONG_VECTORS else 6
 ROWS_OF_KERNEL = 8 if HAS_LONG_VECTORS else 4  # divides LANES
-# Bytes that rows of more than so many lie further apart: powers of 2 would share cache lines.
+# Rows of more than LONG_ROW bytes are APART bytes further apart, because at distances of powers of
+# 2 they would share cache lines.
 LONG_ROW, APART = 256, 64
-# Numbers of a block of tiles that should stay in the cache, and the fewest tiles of a block: more
-# where the kernel is large, which each block reads again.
+# Numbers in a block of tiles, which should stay in the cache; and the fewest tiles in a block, more
+# if the kernel is large, because each block reads it again.
 BLOCK = 100_000
 FEWEST = 48
-OF_KERNEL = 512  # inputs x outputs for each further tile
+OF_KERNEL = 512  # at least one tile for so many inputs x outputs
 
 _change_map, _change_gradient = change(B_T), change(list(zip(*A_T, strict=True)))
 _change_kernel, _write_map = change(G), change(A_T)
@@ -73,18 +75,18 @@ _write_kernel = change(list(zip(*G, strict=True)))
 _multiply = product(ROWS, adding=False)
 _multiply_and_add = product(ROWS_OF_KERNEL, adding=True)
 _add_back, _write_back = pass_back(adding=True), pass_back(adding=False)
-_SHAPE = "UniTuple(int64, 5)"  # images, height, width, channels; channels from pixel to pixel
+_SHAPE = "UniTuple(int64, 5)"  # images, height, width, channels, stride of pixels in channels
 
 Shape = tuple[int, int, int, int, int]
 
 
 def padded(channels: int) -> int:
-    """Return how many channels whole vectors have."""
+    """Return the number of channels, padded to whole vectors."""
     return -(-channels // LANES) * LANES
 
 
 def strips_of(shape: Shape, outputs: int) -> int:
-    """Return how many rows of tiles are a block."""
+    """Return the number of strips (rows of tiles) in a block."""
     images, height, width, inputs, _ = shape
     inputs, outputs = padded(inputs), padded(outputs)
     tiles = max(BLOCK // (PLACES * (inputs + outputs)), FEWEST, inputs * outputs // OF_KERNEL)
@@ -92,7 +94,7 @@ def strips_of(shape: Shape, outputs: int) -> int:
 
 
 def room_of(shape: Shape, outputs: int, strips: int) -> int:
-    """Return how many numbers the kernels need room for, where a block is so many strips."""
+    """Return the size of the kernels' workspace in numbers, for blocks of so many strips."""
     across = -(-shape[2] // TILE)
     inputs, outputs = padded(shape[3]), padded(outputs)
     strip = (TILE + AROUND) * (across * TILE + AROUND) * max(inputs, outputs)
@@ -102,17 +104,17 @@ def room_of(shape: Shape, outputs: int, strips: int) -> int:
 
 @part
 def _row_bytes(channels):
-    """Return the bytes from one tile's channels to the next one's."""
+    """Return the stride between tiles, in bytes."""
     size = (channels + LANES - 1) // LANES * VECTOR
     return size if size <= LONG_ROW else size + APART
 
 
 @part
 def _read_strip(x, shape, lines, first, margin, high, wide, strip):
-    """Copy rows of an image into a strip, zero where they lie outside of it.
+    """Copy rows of an image into a strip of ``high`` x ``wide`` pixels, zero outside the image.
 
-    The first one and the first column are ``margin`` before those of the image that are named.
-    ``lines``, if any, are factor and term of each channel: what is copied is relu(norm(x)).
+    The strip starts ``margin`` rows above row ``first`` and ``margin`` columns left of the image.
+    With ``lines`` (factor and term of each channel), relu(norm(x)) is copied instead of x.
     """
     height, width, channels, between = shape
     pixel, full = channels * 4, (channels + LANES - 1) // LANES * VECTOR
@@ -188,7 +190,7 @@ def _change_gradients(grad, shape, first, num, strip, to, place):
 
 @part
 def _write_maps(products, row, place, shape, first, num, strip, y, behind, sums):
-    """Write A^T m A for the tiles of some strips into a map; or what ``convolve`` says of it."""
+    """Write A^T m A for the tiles of some strips; or, with ``behind``, the gradient of that map."""
     _, height, width, channels, between = shape
     down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     wide, pixel = across * TILE, channels * 4
@@ -212,7 +214,7 @@ def _write_maps(products, row, place, shape, first, num, strip, y, behind, sums)
             of_x = behind[0] + start, behind[1], behind[2]
             _pass_back(strip, (high, width, wide, full, between), of_x, y + start, sums)
         elif pixel == full and wide == width and between == channels:
-            # In one piece, so that memory is not waited for.
+            # One large copy, which waits less for memory.
             copy(y + start, strip, high * width * pixel)
         else:
             for r in range(high):
@@ -223,7 +225,7 @@ def _write_maps(products, row, place, shape, first, num, strip, y, behind, sums)
 
 @part
 def _pass_back(strip, shape, behind, to, sums):
-    """Take a strip of a gradient back past norm and ReLU of the map behind it."""
+    """Pass a strip of a gradient back through the norm and ReLU before the convolution."""
     high, width, wide, full, between = shape
     x, lines, adding = behind
     room = strip + high * wide * full
@@ -248,14 +250,14 @@ def _pass_back(strip, shape, behind, to, sums):
 def turn_over(weight, shape, out):
     """Write a kernel ``[rows, 3, 3, columns]`` as ``[columns, 3, 3, rows]``.
 
-    Rows become whole vectors there.
+    Rows are padded to whole vectors there.
     """
     rows, columns = shape
     lanes = (rows + LANES - 1) // LANES * LANES
     source, to = vector(weight, rows * 9 * columns), vector(out, columns * 9 * lanes)
     if lanes > rows:
         to[:] = 0
-    for first in range(0, columns, LANES):  # a line of the cache at a time
+    for first in range(0, columns, LANES):  # one cache line at a time
         for top in range(0, rows, LANES):
             for place in range(9):
                 for r in range(top, min(top + LANES, rows)):
@@ -267,7 +269,7 @@ def turn_over(weight, shape, out):
 def change_kernel(weight, shape, turned, out):
     """Write G g G^T: ``[places, vectors, rows, LANES]`` of a kernel ``[rows, 3, 3, lanes]``.
 
-    ``turned``: of the kernel turned by half a circle. Lanes are whole vectors.
+    ``turned``: for the kernel rotated by 180 degrees. ``lanes`` is a multiple of ``LANES``.
     """
     rows, lanes = shape
     place, start, row, column = rows * lanes * 4, 0, 3 * lanes * 4, lanes * 4
@@ -286,16 +288,18 @@ def change_kernel(weight, shape, turned, out):
     *("int64", ADDRESS),
 )
 def convolve(x, shape, lines, kernels, y, channels, behind, sums, strips, room):
-    """Write a convolution of a map by what ``change_kernel`` wrote.
+    """Write the convolution of a map with kernels from ``change_kernel``.
 
-    ``lines`` is 0, or has factor and term of each channel, as whole vectors: it is a convolution of
-    relu(factor * x + term). ``channels`` are those of y, and from pixel to pixel there.
+    ``lines``: 0, or the address of factor and term of each channel, padded to whole vectors; then
+    relu(factor * x + term) is convolved. ``channels``: the channels of y and the stride between its
+    pixels.
 
-    ``behind`` is zeros, or the address of a map as y, its ``lines``, to which the mean is added,
-    and 0 or 1: the convolution is the gradient of relu(norm(map)). That of the map, but for what is
-    a line in it, is written to y or added to it; and the sums of the gradient past the ReLU, and of
-    it times map - mean, to the two rows of ``sums``. Memory after x and y may then be read and
-    written, as far as a whole vector.
+    ``behind``: zeros; or the address of a map with the layout of y, that of its ``lines`` (factor,
+    term and mean), and 0 or 1. Then the convolution is the gradient of relu(norm(map)), and the
+    gradient of the map, without its term slope * map + constant, is written (0) or added (1) to y.
+    With g the gradient at the input of the ReLU, the sums of g and of g * (map - mean) are added to
+    the two rows of ``sums``. Memory after x and y may then be read and written, up to the end of a
+    vector.
     """
     images, height, width, inputs, _ = shape
     outputs = channels[0]
@@ -323,10 +327,10 @@ def convolve(x, shape, lines, kernels, y, channels, behind, sums, strips, room):
 
 @kernel(ADDRESS, _SHAPE, ADDRESS, ADDRESS, "int64", "int64", ADDRESS, ADDRESS, ADDRESS)
 def kernel_gradient(x, shape, lines, grad, outputs, strips, room, sums, out):
-    """Write the gradient of a kernel: ``[outputs, 3, 3, inputs]``, inputs as whole vectors.
+    """Write the gradient of a kernel: ``[outputs, 3, 3, inputs]``, inputs padded to whole vectors.
 
-    ``lines`` as of ``convolve``. ``sums`` has room for as many for each place, with outputs as
-    whole vectors too.
+    ``lines``: as in ``convolve``. ``sums``: workspace for ``PLACES`` x outputs x inputs numbers,
+    both padded to whole vectors.
     """
     images, height, width, inputs, _ = shape
     down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
