@@ -50,12 +50,12 @@ class Look:
 
 
 def look(source: Encoded) -> Look:
-    """Read the headers of up to 64 images."""
+    """Return the sizes and colour of up to 64 images, from their headers."""
     return _look(source, source.sample(NUM_SAMPLES))
 
 
 def look_at_all(source: Encoded) -> Look:
-    """Read the headers of all images."""
+    """Return the sizes and colour of all images, from their headers."""
     return _look(source, enumerate(data for chunk in source.chunks() for data in chunk))
 
 

@@ -209,7 +209,7 @@ _write, _write_added = _forward(adding=False), _forward(adding=True)
 
 
 def _gradient_sums(*, added: bool):
-    """Return a function that sums g and g * (x - mean) over pixels, with g the ReLU's gradient.
+    """Return a function that sums g and g * (x - mean), g being the gradient at the ReLU's input.
 
     g is also the gradient of the added map, if there is one, and is then written here.
     """
@@ -268,10 +268,10 @@ def line(num, first, second, saved, of_weight, of_bias):
 
 
 def _gradient(*, added: bool, passing: bool):
-    """Return a function that writes the gradient of x, from ``grad`` before or after the ReLU.
+    """Return a function that writes the gradient of x.
 
-    With ``added``, ``grad`` is already the ReLU's gradient. With ``passing``, the gradient that x
-    gets from its other readers is added.
+    With ``added``, ``grad`` is already that at the ReLU's input. With ``passing``, the gradient
+    that x gets from its other readers is added.
     """
 
     @part

@@ -177,7 +177,7 @@ def entry_of(text: str) -> ModelEntry:
 
 
 def file_of(text: str) -> str:
-    """Return the file that holds a network's code, or the name of its library."""
+    """Return the file that holds a network's code, or the name of a model in its library."""
     origin = ModelOrigin(text)
     return origin._library()[1] if origin.kind == "library" else _builder(text)[1]
 

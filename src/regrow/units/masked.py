@@ -52,8 +52,8 @@ def filter_groups(model: nn.Module) -> dict[str, Group]:
             continue
         if module.transposed and module.groups > 1:
             raise TraceError(
-                f"{_layer(tensor)!r} is a transposed convolution of {module.groups} groups, whose "
-                "filters lie in no dimension of its weight. Prune its channels, or its weights."
+                f"{_layer(tensor)!r} is a transposed convolution of {module.groups} groups, so no "
+                "dimension of its weight is its filters. Prune its channels, or its weights."
             )
         weight, dim = _parameter(tensor, module), filter_dim(module)
         slot = Slot(tensor, dim, torch.arange(weight.shape[dim]), "producer")
