@@ -1,4 +1,4 @@
-"""Drive a headless Chromium through its DevTools pipe, where there is one; no package is needed.
+"""Drive a headless Chromium, if one is installed, through its DevTools pipe, without any package.
 
 with Browser() as browser:
     browser.open(path)
@@ -36,7 +36,7 @@ def chromium() -> str:
 
 
 class Browser:
-    """One page; ``problems`` are console errors and exceptions, ``requests`` addresses."""
+    """One page; ``problems`` are console errors and exceptions, ``requests`` requested URLs."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -51,7 +51,7 @@ class Browser:
         read_here, write_there = os.pipe()
         read_there, write_here = os.pipe()
         self._read, self._write = read_here, write_here
-        # It reads commands at 3 and writes answers to 4.
+        # Chromium reads commands from file descriptor 3 and writes answers to 4.
         script = f'exec "$@" 3<&{read_there} 4>&{write_there}'
         self._process = subprocess.Popen(
             [
@@ -87,7 +87,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and wait for its answer."""
+        """Call a method of the DevTools protocol, and wait for its result."""
         self._number += 1
         number = self._number
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
@@ -105,7 +105,7 @@ class Browser:
         self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False,
         scripts: bool = True,
     ) -> None:  # fmt: skip
-        """Load a page at a size."""
+        """Load a page with the given window size and colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -122,7 +122,7 @@ class Browser:
             self._hear()
 
     def value(self, expression: str) -> Any:
-        """Evaluate an expression in the page, also one that promises its value."""
+        """Evaluate a JavaScript expression in the page; promises are awaited."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -145,12 +145,12 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
-        """Write a picture of the page, as PNG."""
+        """Write a screenshot as PNG, of the window or of the whole page."""
         data = self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
     def pdf(self) -> bytes:
-        """Print the page."""
+        """Print the page to PDF."""
         return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
 
     def _hear(self) -> dict[str, Any]:
@@ -187,9 +187,9 @@ def axe() -> str:
 
 
 def check_accessible(*pages: Path) -> None:
-    """Have axe-core look at pages, on a desktop and on a phone, light and dark, if it is there.
+    """Check pages with axe-core, if available, at desktop and phone size, light and dark.
 
-    Nothing serious is found, nothing is wider than the screen, and nothing asks for anything.
+    There must be no serious violation, nothing wider than the screen, and no network request.
     """
     if os.environ.get(AXE) is None:
         return

@@ -1,4 +1,4 @@
-"""Finished runs of a study with several training budgets, whose scores are given."""
+"""Made-up finished runs, with given scores, of a study with several training budgets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ ARMS: Mapping[str, tuple[Start, BudgetKind]] = {
     "scratch-b": ("random", "equal-flops"),
 }
 SHARE = 0.25
-Score = Callable[[int, int], float | None]  # of a budget and a seed; None: missing
+Score = Callable[[int, int], float | None]  # from budget and seed; None: the run is missing
 
 
 def make_arm(
@@ -46,7 +46,7 @@ def make_study(
     advantage: Mapping[int, Sequence[float]], *, parents: Mapping[int, float] | None = None,
     arms: Sequence[str] = ("fine-tune", "scratch-b"), **changes: Any,
 ) -> list[Run]:  # fmt: skip
-    """Make a study whose retraining is better than scratch training by so much, seed by seed."""
+    """Make a study's runs; ``advantage`` is retraining minus scratch, by budget and seed."""
     budgets, seeds = [*advantage], max(map(len, advantage.values()))
     wobble = [0.0, 0.3, -0.2, 0.1, 0.4, -0.3]
 

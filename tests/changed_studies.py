@@ -1,4 +1,4 @@
-"""A study with much in it, and changes of it at random: in its text, and in its values."""
+"""Studies that use many features, and random changes of their text, values and keys."""
 
 import random
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ recipe: {name: cifar, epochs: 20, lr: 0.1, drop_at: [0.5, 0.75], schedule: drops
 margin: 0.3
 """
 
-# Experiments, arms that are tuned, costs, and most fields of recipes.
+# Tuned arms, cost targets, and most fields of recipes.
 WIDE = """\
 title: Wide
 reference: l1
@@ -101,7 +101,7 @@ def changed_text(rng: random.Random, base: str = BASE) -> bytes:
 
 
 def changed_values(rng: random.Random, base: str = BASE) -> bytes:
-    """Change one or two values of a study, whole branches too."""
+    """Replace one or two values of a study, whole branches included."""
     study = yaml.safe_load(base)
     for _ in range(rng.randint(1, 2)):
         inner = study
@@ -136,7 +136,7 @@ def changed_keys(rng: random.Random, base: str = BASE) -> bytes:
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every mapping of a study that has a key, outermost first."""
+    """Yield every non-empty mapping of a study, outermost first."""
     if isinstance(value, dict):
         if value:
             yield value

@@ -1,4 +1,4 @@
-"""Call the command line, in this process or in one of its own, on a study of a few seconds."""
+"""Run the command line, in this process or a new one, on a study that takes a few seconds."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ STUDY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended, and what it printed."""
+    """A command's exit code, and what it printed."""
 
     code: int
     out: str
@@ -37,12 +37,12 @@ class Result:
 
     @property
     def text(self) -> str:
-        """Both streams in one line, free of the frames and colours of usage errors."""
+        """Both streams in one line, without the frames of usage errors."""
         return " ".join((self.err + self.out).replace("│", " ").split())
 
 
 def write_study(folder: Path, *, file: str = "study.yaml", **changes: Any) -> Path:
-    """Write the study with changes; those that are None are left out."""
+    """Write the study with changed keys; keys that are None are left out."""
     value = {k: v for k, v in {**STUDY, **changes}.items() if v is not None}
     path = folder / file
     path.write_text(yaml.safe_dump(value), encoding="utf-8")
@@ -50,7 +50,7 @@ def write_study(folder: Path, *, file: str = "study.yaml", **changes: Any) -> Pa
 
 
 class Command:
-    """``regrow`` in this process; its working folder is the test's own."""
+    """Runs ``regrow`` in this process, in the test's own working folder."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch = monkeypatch
@@ -71,13 +71,13 @@ class Command:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a process of its own: one thread, plain text."""
+    """Return environment variables for a new process: one thread, plain text."""
     plain = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}
     return {**plain, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def command_line(*arguments: str | Path) -> list[str]:
-    """Return what starts ``regrow`` in a process of its own."""
+    """Return the command line that starts ``regrow`` in a new process."""
     code = "from regrow.cli.main import main; main()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
@@ -85,14 +85,14 @@ def command_line(*arguments: str | Path) -> list[str]:
 def finished(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str]
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end, however it ends."""
+    """Run a command and wait for it, whatever its exit code."""
     return subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
     )
 
 
 def spawn(*arguments: str | Path, cwd: Path) -> Result:
-    """Run ``regrow`` in a process of its own."""
+    """Run ``regrow`` in a new process."""
     ended = finished(command_line(*arguments), cwd=cwd, env=environment())
     assert "Traceback" not in ended.stdout + ended.stderr, ended.stderr
     return Result(ended.returncode, ended.stdout, ended.stderr)

@@ -1,6 +1,6 @@
-"""Settings and fixtures of every test.
+"""Settings and fixtures for all tests.
 
-One thread for each test process, because there is a process for each core.
+Each test process has one thread, because there is a process for each core.
 """
 
 import os
@@ -12,14 +12,14 @@ import pytest
 from commands import Command
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, here and in children
-# Many tests start processes, and `import torch` takes 2.3 times the CPU where bytecode is not kept.
+# Many tests start processes, and `import torch` takes 2.3 times the CPU without cached bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
 @pytest.fixture(autouse=True)
 def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see what another has registered or loaded."""
+    """Undo after each test what it has registered or loaded."""
     from small import forget_names
 
     forget_names(monkeypatch)
@@ -29,14 +29,14 @@ def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
-    """Run commands of regrow in a folder of the test's own."""
+    """Run regrow commands in the test's own folder."""
     monkeypatch.chdir(tmp_path)
     return Command(monkeypatch, capsys)
 
 
 @pytest.fixture
 def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget after the test what --with has registered."""
+    """Undo after the test what --with has registered."""
     from regrow.core import registry
     from regrow.data import DATASETS
     from regrow.pruning.method import CRITERIA, METHODS

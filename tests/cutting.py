@@ -1,4 +1,4 @@
-"""What the tests of surgery share: networks that are alive, and random masks."""
+"""Shared by the tests of surgery: networks whose channels all matter, and random masks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = ("conv", "linear", "grouped", "stream", "view")
 
 
 def enliven_(model: nn.Module, shape: Sequence[int]) -> None:
-    """Give a network parameters and statistics with which every channel shows in the output."""
+    """Change parameters and running statistics so that every channel affects the output."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def enliven_(model: nn.Module, shape: Sequence[int]) -> None:
     ]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over the batches that follow
+        norm.momentum = None  # average over all following batches
     model.train()
     with torch.no_grad():
         for _ in range(3):
@@ -46,9 +46,9 @@ def enliven_(model: nn.Module, shape: Sequence[int]) -> None:
 
 
 def error(model: nn.Module, mask: Mask, trace: Trace) -> float:
-    """Return how far the cut network is from the silenced one.
+    """Return the difference between the cut network and the silenced one.
 
-    Without measuring what each group does to the output, which is half of the work.
+    Each group's effect on the output is not measured, because that is half of the work.
     """
     return float(verify(model, mask, trace, sensitivity=dict.fromkeys(trace.groups, 1.0)))
 
@@ -56,7 +56,7 @@ def error(model: nn.Module, mask: Mask, trace: Trace) -> float:
 def random_mask(
     trace: Trace, *, seed: int = 0, kinds: Sequence[Kind] = KINDS, keep: float = 0.6
 ) -> Mask:
-    """Draw a mask over all groups of some kinds, each of which keeps at least one unit."""
+    """Draw a mask for all groups of the given kinds, each of which keeps at least one unit."""
     generator = torch.Generator().manual_seed(seed)
     kept = {}
     for name, group in trace.groups.items():
@@ -68,21 +68,21 @@ def random_mask(
 
 
 def half(found: Trace, first: int = 0) -> Mask:
-    """Keep every second unit of every group."""
+    """Return a mask that keeps every second unit of every group, starting with unit ``first``."""
     kept = {n: torch.arange(g.size) % 2 == first for n, g in found.groups.items() if g.size > 1}
     return Mask(unit="channel", kept=kept)
 
 
 @contextmanager
 def without_trials() -> Iterator[pytest.MonkeyPatch]:
-    """Believe what rules say."""
+    """Trust the rules of surgery: skip the trials that check their assumptions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Assumptions, "hold", lambda self, _, found: found.follow(self.choices))
         yield patch
 
 
 def is_caught(net: nn.Module, shape: Sequence[int]) -> bool:
-    """Tell whether the proof of a cut by half fails, or the cut network does not even run."""
+    """Return whether the proof of a cut by half fails, or the cut network does not even run."""
     found = trace(net, torch.randn(*shape))
     assert found.groups
     try:

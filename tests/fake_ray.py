@@ -1,4 +1,4 @@
-"""A stand-in for Ray: its tasks are generators of this process, and fail as a test says."""
+"""A stand-in for Ray, whose tasks are generators in this process, with faults chosen by a test."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ class WorkerCrashedError(RayError):
 
 
 class NodeDiedError(RayError):
-    """A machine that went away."""
+    """A machine that was lost."""
 
 
 class OutOfMemoryError(RayError):
@@ -35,7 +35,10 @@ class RuntimeEnvSetupError(RayError):
 
 
 class FakeRay:
-    """A cluster whose tasks run here; ``faults`` are raised by the first tasks in turn."""
+    """A cluster that runs tasks in this process; the first tasks raise the ``faults``, one each.
+
+    ``alter`` may change each request before its task receives it.
+    """
 
     exceptions = SimpleNamespace(
         RayError=RayError,
@@ -115,6 +118,6 @@ class _Messages:
         if self._fault is not None:
             raise self._fault
         if self.cancelled:
-            self._messages.close()  # type: ignore[attr-defined]  # it saves, then all is over
+            self._messages.close()  # type: ignore[attr-defined]  # the task saves, and ends
             raise TaskCancelledError
         return next(self._messages)

@@ -1,4 +1,4 @@
-"""Small Parquet files and image folders, made on the fly, for the tests of the data room."""
+"""Small Parquet files and image folders, generated for the tests of data sets."""
 
 import io
 import json

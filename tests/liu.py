@@ -1,4 +1,4 @@
-"""The functions of ``regrow.reproduce``, for the paper by Liu et al."""
+"""The functions of ``regrow.reproduce``, bound to the paper by Liu et al."""
 
 from collections.abc import Mapping
 from functools import partial

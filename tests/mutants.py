@@ -1,4 +1,4 @@
-"""Cuts that are wrong on purpose: each differs from the right one in a tensor that matters."""
+"""Deliberately wrong cuts: each differs from the right one in a tensor that matters."""
 
 import random
 
@@ -14,7 +14,7 @@ KINDS = ("shifted", "swapped", "statistic", "reader", "noise")
 
 
 def wrongly(kind: str, trace: Trace, mask: Mask, *, seed: int) -> "Mutant | None":
-    """Choose a place for a mutation of a kind; None where the network has none."""
+    """Return a mutant of a kind, at a random place; None if the network has no place for it."""
     slots = {(s.tensor, s.dim): s for n in mask.kept for s in trace.groups[n].slots}
     right = cut.kept_positions(mask, trace)
     choice = random.Random(seed)
@@ -25,7 +25,7 @@ def wrongly(kind: str, trace: Trace, mask: Mask, *, seed: int) -> "Mutant | None
     places = [
         key
         for key, kept in right.items()
-        # Of two kept positions and one that goes, order and choice can be wrong.
+        # Order and choice can be wrong only with two kept positions and a removed one.
         if slots[key].role in roles
         and ":" not in key[0]
         and 1 < len(kept) < len(slots[key].units)
@@ -36,7 +36,7 @@ def wrongly(kind: str, trace: Trace, mask: Mask, *, seed: int) -> "Mutant | None
 
 
 class Mutant:
-    """One wrong cut, in place of ``shrink`` within the proof while it is at work."""
+    """One wrong cut, which replaces the right one within the proof once it is patched in."""
 
     def __init__(self, kind: str, place: tuple[str, int], seed: int) -> None:
         self.kind, self.place, self.seed = kind, place, seed
@@ -45,7 +45,7 @@ class Mutant:
         return f"{self.kind} {self.place}"
 
     def at_work(self, patch: pytest.MonkeyPatch) -> None:
-        """Cut wrongly from now on, silence rightly, and tell no groups apart."""
+        """Patch the wrong cut in; silencing stays right, and the search for wrong groups is off."""
         patch.setattr(proof, "_wrong", lambda *_: [])
         if self.kind == "noise":
             patch.setattr(proof, "shrink", self._shrink)
@@ -56,7 +56,7 @@ class Mutant:
         small = cut.shrink(model, mask, trace)
         name = self.place[0]
         for other, tensor in (*small.named_parameters(), *small.named_buffers()):
-            # A norm that was given a selection goes by another name.
+            # A norm that is wrapped with a selection has another name.
             if name in (other, other.replace(".norm.", ".")):
                 draw = torch.Generator().manual_seed(self.seed)
                 noise = torch.rand(tensor.shape, generator=draw) * tensor.detach().abs().mean()
@@ -67,7 +67,7 @@ class Mutant:
 
     def _positions(self, mask: Mask, trace: Trace) -> Keys:
         right = POSITIONS(mask, trace)
-        if self.place not in right:  # while groups are told apart
+        if self.place not in right:  # a cut of other groups alone
             return right
         kept = right[self.place]
         if len(kept) < 2:

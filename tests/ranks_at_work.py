@@ -1,9 +1,9 @@
-"""Trainings that several ranks take together and one process alone, for ``test_distributed``.
+"""Trainings that run on several ranks together or in one process alone, for ``test_distributed``.
 
     torchrun --nproc-per-node 2 tests/ranks_at_work.py FOLDER
 
-writes what each training ends in, by rank 0, and of each rank which error it saw and which threads
-it had left at the end.
+Rank 0 writes the final state and scores of each training; each rank writes the error that it got
+and the threads that it had left at the end.
 """
 
 import json
@@ -40,7 +40,7 @@ RECIPE = Recipe(epochs=2, batch=16, lr=0.02)
 
 
 def plain() -> nn.Module:
-    """Build a network without norms, of which one parameter gets no gradient."""
+    """Build a network without norms, with one parameter that gets no gradient."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -56,19 +56,19 @@ def plain() -> nn.Module:
 
 
 def named(name: str, **arguments: object) -> nn.Module:
-    """Build a registered network for these images."""
+    """Build a registered network for the images of ``small.bright``."""
     return build(ModelSpec(name, {"classes": 4, "input_size": 8, **arguments}), seed=3)
 
 
 def half(model: nn.Module) -> dict[str, Tensor]:
-    """Return masks of half of the first convolution's weights."""
+    """Return a random mask that keeps half of the first convolution's weights."""
     name, weight = next((n, p) for n, p in model.named_parameters() if p.ndim == 4)
     kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     return {name: kept}
 
 
 def move(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
-    """Move masks on by a filter, and unmask where the gradient of all ranks is largest."""
+    """Shift masks by one filter, and unmask the weight with the largest gradient over all ranks."""
     for name, mask in masks.items():
         gradient = model.get_parameter(name).grad
         assert gradient is not None
@@ -86,7 +86,7 @@ MOVING = MaskUpdates(
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training, made anew for each who takes it."""
+    """A training, built anew for each run."""
 
     model: Callable[[], nn.Module]
     num: int = 70
@@ -96,7 +96,7 @@ class Case:
     moving: bool = False
 
     def run(self, ranks: Ranks = ALONE) -> tuple[Training, Evaluation]:
-        """Train to the end, and score."""
+        """Train to the end, and evaluate on the test split."""
         model, data = self.model(), bright(self.num, num_test=301)
         treatment: Treatment = NO_TREATMENT if self.treated is None else self.treated.treatment()
         if self.moving:
@@ -147,12 +147,12 @@ CASES: dict[str, Case] = {
 
 
 def state(training: Training) -> dict[str, Tensor]:
-    """Return all that a training ends in: weights, running statistics, momentum."""
+    """Return a training's final tensors: weights, running statistics, momentum."""
     return training.state()[0]
 
 
 def error_of(folder: Path, ranks: Ranks) -> str:
-    """Train on image files, and return the error that it ends in."""
+    """Train on image files, and return the error message, or "none"."""
     spec = DataSpec(f"folder:{folder}", size=8, memory_limit_bytes=0, normalisation="imagenet")
     training = Training(plain(), load(spec), RECIPE, seed=0, ranks=ranks)
     try:
@@ -163,12 +163,12 @@ def error_of(folder: Path, ranks: Ranks) -> str:
 
 
 def threads() -> list[str]:
-    """Return the names of the threads of this process, also of those that Python does not know."""
+    """Return the names of this process's threads, including those not started by Python."""
     return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
 
 
 def take_all(folder: Path, ranks: Ranks) -> None:
-    """Take all trainings as one of several ranks, and write what they end in."""
+    """Run all trainings as one of several ranks, and write the results."""
     for name, case in CASES.items():
         training, scored = case.run(ranks)
         if ranks.first:
@@ -180,7 +180,7 @@ def take_all(folder: Path, ranks: Ranks) -> None:
 
 
 def main() -> None:
-    """Take part from the meeting of the ranks to their parting."""
+    """Join the other ranks, run all trainings, leave, and write the remaining threads."""
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     ranks = join()

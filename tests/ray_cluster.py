@@ -26,20 +26,20 @@ def _ray(*arguments: str) -> list[str]:
 
 
 def variables() -> dict[str, str]:
-    """Return the environment of everything that talks to the cluster."""
+    """Return the environment variables of all processes that connect to the cluster."""
     return environment() | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(eq=False)
 class Node:
-    """One node: what started it, and the processes below that."""
+    """One node: the process that was started, its folder, and its descendants."""
 
     process: "subprocess.Popen[bytes]"
     folder: Path
     _started: dict[int, str] = field(default_factory=dict)
 
     def processes(self) -> dict[int, str]:
-        """Return the commands of its processes by their ids, this node's own and none else."""
+        """Return the commands of this node's processes, by process id."""
         all_there_are = _processes()
         found = {self.process.pid}
         while more := {p for p, known in all_there_are.items() if known.parent in found} - found:
@@ -48,16 +48,16 @@ class Node:
         return {
             pid: known.command
             for pid, known in all_there_are.items()
-            if self._started.get(pid) == known.started  # ids are given out again
+            if self._started.get(pid) == known.started  # process ids are reused
         }
 
     def pids(self, name: str) -> list[int]:
-        """Return its processes whose command has a word."""
+        """Return the ids of this node's processes whose command contains ``name``."""
         return [pid for pid, command in self.processes().items() if name in command]
 
     def kill(self) -> None:
-        """End all of it at once, as when a machine loses power."""
-        for _ in range(2):  # what was started meanwhile too
+        """Kill all processes at once, as when a machine loses power."""
+        for _ in range(2):  # twice, for processes that were started meanwhile
             for pid in self.processes():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -66,7 +66,7 @@ class Node:
 
 @dataclass(eq=False)
 class Cluster:
-    """Nodes of a CPU each, the first of them the head."""
+    """Nodes of one cluster, the first of which is the head."""
 
     folder: Path
     port: int
@@ -75,13 +75,14 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """Where its head listens."""
+        """Host and port of the head."""
         return f"{HOST}:{self.port}"
 
     def start_node(self, *, cpus: int = 1) -> Node:
-        """Start a node, and wait until the cluster knows it.
+        """Start a node, and wait until it has joined the cluster.
 
-        Ray gives a node 30 seconds to be known, which a busy machine may not: then once more.
+        Ray gives a node 30 seconds to join, which may be too short on a busy machine, so there are
+        several attempts.
         """
         for _ in range(START_ATTEMPTS - 1):
             with suppress(AssertionError):
@@ -124,14 +125,14 @@ class Cluster:
         return node
 
     def close(self) -> None:
-        """End all nodes."""
+        """Kill all nodes."""
         for node in self.nodes:
             node.kill()
 
 
 @contextmanager
 def cluster(*, nodes: int, cpus: int = 1) -> Iterator[Cluster]:
-    """Start a cluster, and end it; its folder has a short name, as that of a socket must."""
+    """Start a cluster, and kill it at the end; its folder has a short path, as sockets need."""
     folder = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))
     started = Cluster(folder, _free_port())
     try:
@@ -158,7 +159,7 @@ class _Process:
 
 
 def _processes() -> dict[int, _Process]:
-    """Return all processes of this machine by their ids; zombies are none."""
+    """Return all processes of this machine by their ids, without zombies."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():

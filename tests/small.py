@@ -1,4 +1,4 @@
-"""What the tests of the spine share: small networks, a little data, and studies of a second."""
+"""Shared by many tests: small networks, a little data, and a study that takes a second."""
 
 import copy
 import importlib.util
@@ -40,9 +40,9 @@ MATERIAL = Material(
 )
 PLAN: dict[str, Any] = {"plan": [6, "M", 8, "M", 8]}
 
+FIRST = Moment(step=0, lr=0.1, steps_per_epoch=1, recipe=Recipe(), seed=0)  # first step
 # One small member of each family: private filters, streams with padding, views, concatenation,
 # grouped convolutions.
-FIRST = Moment(step=0, lr=0.1, steps_per_epoch=1, recipe=Recipe(), seed=0)  # of a training
 NETWORKS: dict[str, ModelSpec] = {
     label: ModelSpec(name, {**FROM_DIGITS, **arguments})
     for label, name, arguments in (
@@ -53,12 +53,12 @@ NETWORKS: dict[str, ModelSpec] = {
         ("resnext", "imagenet-resnext-50", {"groups": 4, "group_width": 32, "width": 0.05}),
     )
 }
-# For methods of linear layers alone.
+# For methods that prune linear layers only.
 LINEAR_NETWORKS = {"two-layer": ModelSpec("vgg", {**FROM_DIGITS, **PLAN, "head": "two-layer"})}
 
 
 def image_models() -> list[str]:
-    """Return the names of built-in models for images; other tests register some of their own."""
+    """Return the names of the built-in models for images, without those that tests register."""
     return [
         name
         for name in MODELS.names()
@@ -67,7 +67,7 @@ def image_models() -> list[str]:
 
 
 def small(label: str, *, seed: int = 0) -> tuple[nn.Module, Trace]:
-    """Build a small network whose norms have scales worth ranking, and trace it."""
+    """Build a small network with random scales and biases in its norms, and trace it."""
     model = build({**NETWORKS, **LINEAR_NETWORKS}[label], seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -79,17 +79,17 @@ def small(label: str, *, seed: int = 0) -> tuple[nn.Module, Trace]:
 
 
 def digits() -> Dataset:
-    """Load the digits the tests train on."""
+    """Load the digits that the tests train on."""
     return load(DIGITS)
 
 
 def bright(num: int = 70, *, num_test: int = 53) -> Dataset:
-    """Draw images of four classes, of which the brightness tells the class, with noise.
+    """Draw noisy images of four classes that differ in brightness.
 
     With 70 images and batches of 16, the last batch of an epoch has 6.
     """
     return Dataset(
-        spec=DataSpec("digits"),  # nobody loads it
+        spec=DataSpec("digits"),  # a placeholder, never loaded
         train=_bright_images(num, seed=1),
         validation=None,
         test=_bright_images(num_test, seed=2),
@@ -116,7 +116,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def first_weights(patch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
-    """Return a list to which each training of a job adds the weights that it starts from."""
+    """Return a list to which each job's training will add its initial weights."""
     starts: list[dict[str, Tensor]] = []
 
     class Watched(Training):
@@ -130,7 +130,7 @@ def first_weights(patch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Compare two states bit by bit."""
+    """Return whether two states are equal bit by bit."""
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
@@ -156,7 +156,7 @@ def assert_trains(model: nn.Module, images: Tensor, *, outputs: int) -> None:
 
 
 def module_at(file: Path) -> ModuleType:
-    """Import a Python file that is part of no package."""
+    """Import a Python file that belongs to no package."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -166,7 +166,7 @@ def module_at(file: Path) -> ModuleType:
 
 
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget at a test's end what it registers and the files that it loads."""
+    """Undo at a test's end what it registers, and forget the files that it loads."""
     monkeypatch.setattr(registry_module, "_LOADED", [*registry_module._LOADED])
     registries: tuple[Registry[Any], ...] = (
         *(ALLOCATIONS, CRITERIA, REPAIRS, METHODS, COST_TARGETS, UNITS, MODELS, DATASETS, TASKS),

@@ -133,7 +133,7 @@ class _Clock:
         now = time.process_time()
         if now - self.seen < WORKING or now - self.began > MOST:
             raise TimeoutError(
-                f"not done after {PATIENCE} s or more, {now - self.began:.1f} s of a processor"
+                f"not done after {PATIENCE} s or more, {now - self.began:.1f} s of CPU time"
             )
         self._wait()
 

@@ -99,7 +99,7 @@ def incomplete(ground: Ground) -> Iterator[str]:
             continue
         try:
             if not _whole(file):
-                yield f"{file.name} is not whole"
+                yield f"{file.name} is incomplete"
         except Exception as error:
             yield f"{file.name}: {error}"
 
@@ -125,13 +125,13 @@ def judge(ground: Ground, ended: Ended, fault: Fault) -> Iterator[str]:
     if ended.code not in (0, 1, 2):
         yield f"it ended with {ended.code}"
     if ended.code and fault.error and os.strerror(fault.error) not in ended.text:
-        yield "the error is not named"
+        yield "the system's error text is missing"
     if ended.code and fault.error == FULL and " free" not in ended.text:
-        yield "the room left is not named"
+        yield "the free space is missing"
     if not ended.code:
         for name, content in ground.results.items():
             if (ground.round / "out" / name).read_bytes() != content:
-                yield f"it ended well, and {name} differs"
+                yield f"it succeeded, but {name} differs"
     yield from incomplete(ground)
 
 

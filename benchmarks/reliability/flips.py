@@ -44,7 +44,7 @@ def wrongs(
     """Yield what is wrong with the handling of a changed file."""
     planned = recall(store, study_file(store))
     if planned is not None and planned.specs != SPECS:
-        yield "another plan was taken"
+        yield "a changed plan was used"
     found_out = planned is None
     try:
         precision = PrecisionChoice(store, measure=False)()
@@ -56,16 +56,16 @@ def wrongs(
     damaged = [failure.message for failure in results.failures]
     for found in results.runs:
         if found.done and found != sound[row_of(found)]:
-            yield f"the row {row_of(found)} is another"
+            yield f"the row {row_of(found)} differs"
         if not found.done and not damaged:
-            yield f"the row {row_of(found)} is missing, and nothing said why"
+            yield f"the row {row_of(found)} is missing without a reason"
     if file.suffix == ".safetensors" and file.parent.parent.parent.name == "records":
         try:
             store.tensors(file.parent.name)
         except Damaged:
             found_out = True
         else:
-            yield "changed tensors were read"
+            yield "changed tensors were read without an error"
     tally.count("told" if found_out or damaged else "harmless")
 
 
@@ -97,7 +97,7 @@ def checkpoints(folder: Path, rng: random.Random, num: int, tally: Tally) -> Non
             else:
                 tally.count("harmless")
                 if loaded is None or not torch.equal(loaded[0]["w"], tensors["w"]):
-                    tally.fault(f"checkpoint {number}", "another one was loaded")
+                    tally.fault(f"checkpoint {number}", "a changed checkpoint was loaded")
             workspace.drop_checkpoint()
         tally.rounds += 1
 
@@ -137,7 +137,7 @@ def main() -> int:
                     results = results_of(study, store)
                     again = {row_of(found): found for found in results.runs}
                     if again != sound:
-                        tally.fault(where, "after the next run its rows are others")
+                        tally.fault(where, "its rows differ after the next run")
             except RegrowError:
                 tally.count("told in one message")
             except Exception as error:

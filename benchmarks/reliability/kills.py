@@ -107,7 +107,7 @@ def pair(ground: Ground, rng: random.Random, seconds: float, tally: Tally) -> st
     finish(first, ground.folder / logs[0])
     survivor = finish(second, ground.folder / logs[1])
     if what == "one" and (survivor.code != 0 or "Traceback" in survivor.text):
-        tally.fault("pair", f"the run left alive ended with {survivor.code}", survivor.text)
+        tally.fault("pair", f"the surviving run ended with {survivor.code}", survivor.text)
     return what
 
 

@@ -104,7 +104,7 @@ def many(num: int, workers: int, tally: Tally) -> dict[str, Any]:
     wall = (seconds - start) / count * workers - SECONDS
     tally.rounds = num
     if overhead > MOST_OVERHEAD:
-        tally.fault("load", f"{1000 * overhead:.1f} ms of processor time a job")
+        tally.fault("load", f"{1000 * overhead:.1f} ms of CPU time per job")
     return {
         "workers": workers,
         "coordinator_ms_a_job": round(1000 * (own - start_own) / count, 3),
@@ -142,7 +142,7 @@ def soak(minutes: float, workers: int, seconds: float, tally: Tally) -> dict[str
             run(jobs, store, workers=workers, on_event=hear, stop_after=60 * minutes)
         if {*store.keys()} != {*done} or max(done.values()) > 1:
             stored = len(store.keys())
-            tally.fault("soak", f"{stored} jobs are in the store, {done.total()} were said to be")
+            tally.fault("soak", f"{stored} jobs are stored, {done.total()} were reported done")
     over.set()
     watch.join()
     tally.rounds = len(done)

@@ -102,7 +102,7 @@ def full(ground: Ground, options: str, tally: Tally) -> bool:
         if "Traceback" in ended.text or ended.code not in (0, 1, 2):
             tally.fault(options, f"a traceback, or it ended with {ended.code}", ended.text)
         if ended.code and not ("No space left on device" in ended.text and " free" in ended.text):
-            tally.fault(options, "the message says other things", ended.text)
+            tally.fault(options, "the message lacks the error or the free space", ended.text)
         for problem in incomplete(ground):
             tally.fault(options, problem, ended.text)
         remount(ground.round, "size=64m,nr_inodes=10000")

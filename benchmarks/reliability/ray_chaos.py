@@ -51,10 +51,10 @@ def one_round(nodes: Cluster, folder: Path, number: int, luck: random.Random) ->
         nodes.start_node()
     wrong = []
     if driver.returncode != 0:
-        wrong.append("it did not end well")
+        wrong.append("the command failed")
     elif rows(folder, store) != rows(folder, "alone"):
-        wrong.append("other rows")
-    wrong += [f"litter: {name}" for name in litter(folder / store)]
+        wrong.append("rows.csv differs")
+    wrong += [f"left over: {name}" for name in litter(folder / store)]
     if "Traceback" in (folder / f"log-{store}").read_text():
         wrong.append("a traceback")
     return {

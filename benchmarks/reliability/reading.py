@@ -84,7 +84,7 @@ def main() -> None:
             least = min(each, key=lambda one: one.cpu)
             past = least.cpu - bases[base].cpu
             print(
-                f"{name:24} {past:6.2f} s of processor time past {base[1].split()[-1]:5} "
+                f"{name:24} {past:6.2f} s of CPU time beyond {base[1]!r:14} "
                 f"({least.seconds:6.2f} s in all), {least.peak_mb:5.0f} MB, exit {least.code}",
                 flush=True,
             )
