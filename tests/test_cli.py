@@ -278,7 +278,7 @@ def test_option_given_twice_is_refused_by_every_command_unless_it_makes_a_list(
             assert f"{name} was given" not in result.text
             lists.add(name)
         else:
-            refused(result, f"{name} was given 2 times, and takes one value")
+            refused(result, f"{name} was given 2 times, but takes one value")
             refusals += 1
     assert lists == {
         *("--data", "--with", "--replace-data", "--nets", "--only", "--ignore"),

@@ -793,7 +793,7 @@ def test_a_margin_that_the_test_set_cannot_show_is_said_before_anything_is_train
 
 def test_a_plan_does_not_guess_and_a_status_sees_edits(here: Path, command: Command) -> None:
     write(here, arms=["unpruned", "fine-tune"], seeds=1)
-    assert "is not known beforehand" in command("plan", "study.yaml").text
+    assert "cannot be estimated" in command("plan", "study.yaml").text
     plan = json.loads(command("plan", "study.yaml", "--json").out)
     assert (plan["jobs"], plan["seconds"], plan["training_flops"]) == (3, None, None)
     assert command("run", "study.yaml", "--workers", "0", "--html").code == 0

@@ -370,7 +370,7 @@ def test_exports_of_two_networks_do_not_lie_in_one_folder(here: Path, command: C
     assert command(*asked, "scratch-e", "--pt2").code == 0
     before = {path: path.read_bytes() for path in (here / "best").iterdir()}
     done = command(*asked, "fine-tune", "--pt2")
-    assert "'best' has model.pt2 of an earlier export, which would lie beside" in done.text
+    assert "'best' has model.pt2 of an earlier export, which would be mixed with" in done.text
     assert before == {path: path.read_bytes() for path in (here / "best").iterdir()}
     assert "Do you mean results/study.yaml?" in command("export", "results", "--to", "x").text
     told = command("export", "best", "--to", "x").text

@@ -54,7 +54,7 @@ def bench_train(
     if quick:
         rounds, seconds = 1, 1.5
     rows: list[Row] = []
-    # Rows are printed as they come, because all of them take minutes.
+    # Each row is printed when it is measured, because all of them together take minutes.
     with suppress(KeyboardInterrupt):
         for number, subject in enumerate(subjects, start=1):
             typer.echo(f"{subject.net}, {number} of {len(subjects)} ...", err=True)

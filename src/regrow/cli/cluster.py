@@ -1,7 +1,7 @@
 """The commands ``regrow cluster slurm``, ``cluster kubernetes`` and ``cluster local``.
 
-They print what starts a Ray cluster and a study on it, for the site's own tools: ``sbatch``, the
-KubeRay operator, a shell. Nothing is started.
+They print scripts that start a Ray cluster and run a study on it, for ``sbatch``, the KubeRay
+operator or a shell. They start nothing themselves.
 """
 
 import re
@@ -15,13 +15,13 @@ from regrow.cli.options import DEFAULT_STORE, StoreOption, WithOption
 from regrow.core.machine import version_of
 from regrow.errors import ConfigError
 
-DEFAULT_RAY = "2.49.0"  # the first with `ray symmetric-run`
-SAVE_SECONDS = 300  # for the cluster to start, and for jobs to save at the end
-SHARED = "/shared"  # where pods have the volume
-# A head takes a token that lies in the home folder by itself; other nodes, and commands that are
-# given its address, only where they are told to. Versions before tokens know no such command.
+DEFAULT_RAY = "2.49.0"  # the oldest version with `ray symmetric-run`
+SAVE_SECONDS = 300  # reserved for the cluster to start, and for jobs to save at the end
+SHARED = "/shared"  # where pods mount the volume
+# The head node uses a token in the home folder by default; other nodes, and commands that connect
+# to an address, only with RAY_AUTH_MODE=token. Ray versions without tokens lack this command.
 TOKEN = (
-    "# What nodes know each other by lies in the home folder, once for all of them.",
+    "# The nodes share an authentication token, which is kept in the home folder.",
     "if ray get-auth-token --generate > /dev/null 2>&1; then export RAY_AUTH_MODE=token; fi",
 )
 _TIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
@@ -71,8 +71,8 @@ def slurm(
     print(
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in options),
-        "# Submitted again, it goes on from where this job ended. The study, the store and the",
-        "# environment with regrow[ray] lie on a file system that all nodes share.",
+        "# Submit it again to resume where this job ended. The study, the store and the",
+        "# environment with regrow[ray] must be on a file system that all nodes share.",
         "set -euo pipefail",
         'names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         "address=\"${names%%$'\\n'*}:$((20000 + SLURM_JOB_ID % 20000))\"  # of the first node",
@@ -128,8 +128,8 @@ def kubernetes(
     }
     name = {"name": _name(study)}
     value = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": name, "spec": spec}
-    print(f"# kubectl apply -f FILE; the volume '{claim}' is seen at {SHARED} by all pods.")
-    print("# Applied again under another name, it goes on from where it ended.")
+    print(f"# kubectl apply -f FILE; all pods mount the volume '{claim}' at {SHARED}.")
+    print("# Apply it again under another name to resume where it ended.")
     print(yaml.safe_dump(value, sort_keys=False), end="")
 
 
@@ -143,7 +143,7 @@ def local(
     port: Annotated[int, typer.Option(min=1024, max=65535, help="Port of the head.")] = 6379,
     with_files: WithOption = None,
 ) -> None:
-    """Print commands that start a cluster of several nodes on this machine, to try things out."""
+    """Print commands that start a cluster of several nodes on this machine, for testing."""
     address = f"127.0.0.1:{port}"
     each = f"--node-ip-address=127.0.0.1 --num-cpus={cpus} --num-gpus={gpus}"
     each += " --object-store-memory=200000000 --disable-usage-stats"
@@ -166,7 +166,10 @@ def _run(
     within: int | None = None,
     out: str | None = None,
 ) -> list[str]:
-    """Return the command that runs a study on a cluster; it stops so that its jobs can save."""
+    """Return the command that runs a study on a cluster, stopping ``SAVE_SECONDS`` early to save.
+
+    ``within`` is the cluster's time limit in seconds.
+    """
     files = [word for file in with_files or () for word in ("--with", str(file))]
     more = ["--out", out] if out is not None else []
     more += ["--device", "cuda"] if gpus else []
@@ -176,13 +179,13 @@ def _run(
 
 
 def _ray_version() -> str:
-    """Return the version of Ray here, which the image has too; else the first that will do."""
+    """Return the version of Ray installed here, or else the oldest that works."""
     found = version_of("ray")
     return found if found[0].isdigit() else DEFAULT_RAY
 
 
 def _name(study: str) -> str:
-    """Name a job by its study: small letters, digits and hyphens, as Kubernetes has it.
+    """Name a job after its study in lower-case letters, digits and hyphens, as Kubernetes requires.
 
     >>> _name("studies/My study_2.yaml")
     'regrow-my-study-2'
@@ -196,7 +199,7 @@ def _shared(path: str) -> str:
 
 
 def _seconds(time: str) -> int:
-    """Return the seconds of a time as SLURM writes it.
+    """Return the seconds of a time limit in SLURM's format.
 
     >>> _seconds("1-02:00:00"), _seconds("00:30:00")
     (93600, 1800)
@@ -218,12 +221,12 @@ def _one_word(text: str) -> str:
 
 
 def _ray_cluster(nodes: int, each: dict[str, str], *, image: str, claim: str) -> dict[str, Any]:
-    """Return a cluster of so many nodes, beside a head that does no jobs."""
+    """Return a cluster with this number of worker nodes, and a head node that runs no jobs."""
     head = _pod("ray-head", {"cpu": "2", "memory": "8Gi"}, image=image, claim=claim)
     return {
         "rayVersion": _ray_version(),
         "headGroupSpec": {
-            # The command alone: it says what is next, and writes the report.
+            # The head runs only the command, which schedules jobs and writes the report.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": head,
         },
@@ -241,7 +244,7 @@ def _ray_cluster(nodes: int, each: dict[str, str], *, image: str, claim: str) ->
 
 
 def _pod(name: str, resources: dict[str, str], *, image: str, claim: str) -> dict[str, Any]:
-    """Return the template of a pod that sees the shared volume."""
+    """Return the template of a pod that mounts the shared volume."""
     container = {
         "name": name,
         "image": image,

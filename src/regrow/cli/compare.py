@@ -1,6 +1,6 @@
 """The command ``regrow compare``: retrain a smaller network with the user's own function.
 
-It writes a study file into the folder of the report, and runs it.
+It writes a study file into the report's folder, and runs it.
 """
 
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ ChanceOption = Annotated[
     float | None, typer.Option(help="Score of a network that has learnt nothing, such as 0.1.")
 ]
 RIVAL_BUDGETS = ("equal-epochs", "equal-flops")
-OF_LIBRARIES = ("hf/", "timm/", "torchvision/")  # networks that come with weights
+OF_LIBRARIES = ("hf/", "timm/", "torchvision/")  # networks with published weights
 
 
 @takes_execution
@@ -217,7 +217,7 @@ def _begin(net: str, train: str, weights: str | None, with_files: list[Path] | N
 
 
 def _budgets(budget: float | None, unit: str, budgets: str | None) -> dict[str, Any]:
-    """Return what trainings spend, as a study file has it."""
+    """Return the training budgets as entries of a study file."""
     from regrow.studies.budgets import split_budgets
 
     if budget is None and budgets is None:
@@ -244,7 +244,7 @@ def _study(network: dict[str, Any], train: str, **options: Any) -> dict[str, Any
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """Return the fields that were given."""
+    """Return the fields that are not empty."""
     return {name: value for name, value in fields.items() if value not in (None, [], (), {})}
 
 
@@ -255,7 +255,7 @@ def _network(
     given: dict[str, Any],
     keep: list[str] | None,
 ) -> dict[str, Any]:
-    """Return the network as a study file has it."""
+    """Return the network as an entry of a study file."""
     from regrow.cli.own import kept_modules
     from regrow.models.origins import read_origin
 
@@ -270,7 +270,7 @@ def _arguments(settings: list[str] | None, arguments: str | None) -> dict[str, A
 
 
 def _rivals(texts: "tuple[str, ...] | list[str]", vary: str | None, budget: str) -> list[Any]:
-    """Return rivals as a study file has them, each with the budget."""
+    """Return the rival networks as entries of a study file, each with the budget."""
     from regrow.models.origins import read_arguments
 
     if budget not in RIVAL_BUDGETS:
@@ -293,14 +293,14 @@ def _rivals(texts: "tuple[str, ...] | list[str]", vary: str | None, budget: str)
 def _how(
     criterion: str, allocation: str, scope: list[str] | None, **options: Any
 ) -> dict[str, Any]:
-    """Return how the network is cut."""
+    """Return the options of pruning as entries of a study file."""
     parts = [part.strip() for text in scope or () for part in text.split(",")]
     return {"criterion": criterion, "allocation": allocation, "scope": parts or "all", **options}
 
 
 def _checked(value: dict[str, Any], out: Path, store: Path, execution: Execution) -> Path:
-    """Refuse what cannot work, then write the study."""
-    announce("Looking at the networks, before anything is trained")
+    """Check the study and its networks, then write the study file and return its path."""
+    announce("Checking the networks, before anything is trained")
     from regrow.run import check_machines
     from regrow.studies.study import Study
 
@@ -316,7 +316,7 @@ def _checked(value: dict[str, Any], out: Path, store: Path, execution: Execution
 
 
 def _say_how_much(jobs: "Sequence[Job]", store: "Store", workers: int | None) -> None:
-    """Say what is to be trained, in units of a training whose time users know, or can take."""
+    """Print the FLOPs left, in multiples of the unpruned network's training, which can be timed."""
     from regrow.jobs.base import all_jobs
     from regrow.jobs.own import OwnTrain
 
@@ -338,7 +338,7 @@ def _name_of(folder: Path) -> str:
 
 
 def write_study(folder: Path, value: dict[str, Any]) -> Path:
-    """Write a study file into the folder of its report, which may hold an earlier one."""
+    """Write a study file into its report's folder, replacing an earlier one."""
     file = folder / "study.yaml"
     try:
         text = yaml.safe_dump(
@@ -348,6 +348,6 @@ def write_study(folder: Path, value: dict[str, Any]) -> Path:
     except OSError as error:
         raise ConfigError(
             f"Cannot write the study to '{folder}': {why(error)}. Name a folder that you "
-            " may write to with --out."
+            "may write to with --out."
         ) from error
     return file

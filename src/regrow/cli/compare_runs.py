@@ -1,4 +1,4 @@
-"""The command ``regrow compare-runs``: what differs between two stores, reports or records."""
+"""The command ``regrow compare-runs``: the differences between two stores, reports or records."""
 
 from typing import Annotated
 

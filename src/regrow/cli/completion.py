@@ -1,4 +1,4 @@
-"""Names that shells complete; read off the source, so that PyTorch is not imported."""
+"""Shell completion of registered names, read from the source so that PyTorch is not imported."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -7,11 +7,11 @@ Complete = Callable[[str], list[str]]
 
 
 def of_registry(module: str, registry: str) -> Complete:
-    """Return what completes the names of a registry, which is imported when it is asked."""
+    """Return a completion function for a registry that is imported only when it is called."""
 
     def complete(incomplete: str) -> list[str]:
         names: tuple[str, ...] = getattr(import_module(module), registry).known()
-        # Shells divide words at colons, so that a prefix such as folder: would stand twice.
+        # Shells split words at colons, so completing a name such as folder:... repeats the prefix.
         return [name for name in names if name.startswith(incomplete) and ":" not in name]
 
     return complete

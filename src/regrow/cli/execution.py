@@ -3,7 +3,7 @@
     @takes_execution
     def run(study: StudyFile, execution: Execution = HERE) -> None: ...
 
-The command line then has an option for each field of ``Execution``, in the parameter's place.
+The command then has an option for each field of ``Execution`` in place of the parameter.
 """
 
 from collections.abc import Callable

@@ -94,14 +94,14 @@ def export(
 
 
 def _wanted(folder: Path, **formats: bool) -> list[str]:
-    """Return the formats asked for; refuse a folder that has some of another network already."""
+    """Return the requested formats; refuse a folder that has exports of another network."""
     from regrow.own.exports import EXPORTS
 
     left = [f"model.{kind}" for kind in EXPORTS if (folder / f"model.{kind}").exists()]
     if left:
         raise ConfigError(
-            f"'{folder}' has {' and '.join(left)} of an earlier export, which would lie beside "
-            "another network. Name another folder, or move it."
+            f"'{folder}' has {' and '.join(left)} of an earlier export, which would be mixed with "
+            "another network's files. Name another folder, or move it."
         )
     return wanted_exports(**formats)
 
@@ -109,7 +109,7 @@ def _wanted(folder: Path, **formats: bool) -> list[str]:
 def _write(
     cell: "Cell", store: "Store", folder: Path, kinds: Sequence[str]
 ) -> "tuple[Exported, dict[str, str]]":
-    """Write a row's network into a folder, with all its exports or not at all."""
+    """Write a row's network into a folder, with all its exports or nothing."""
     from regrow.own.new_folder import added_to
     from regrow.studies.export import export as write
 
@@ -120,13 +120,13 @@ def _write(
 
 
 def _exported(folder: Path, code: str | None, kinds: Sequence[str]) -> dict[str, str]:
-    """Write a network of a folder in other formats beside it; returns what was compared."""
+    """Export a folder's network in other formats; return each file's comparison with it."""
     from regrow.own.exports import export as export_network
     from regrow.surgery.architecture import Architecture, load
 
     if not kinds:
         return {}
-    announce("Writing its exports, and comparing them")
+    announce("Writing its exports, and comparing their outputs")
     network = load(folder, code=code)
     example = Architecture.read(folder, code=code).example()
     return {
@@ -148,7 +148,7 @@ def list_names(
 ) -> None:
     """List the names that a study file can use."""
     load_extensions(with_files)
-    announce("Reading what is registered")
+    announce("Reading the registered names")
     from regrow.studies.catalogue import catalogue
 
     kinds = catalogue(sizes=kind == "models")
@@ -164,7 +164,7 @@ def list_names(
 
 
 def _print_names(kind: str, names: Mapping[str, str], *, brief: bool) -> None:
-    """Print one line for each name; brief ones end with their first sentence."""
+    """Print one line for each name; ``brief`` prints only the first sentence of its description."""
     out = console()
     out.print(Text(kind, style="bold"))
     texts = {name: about.partition(". ")[0] if brief else about for name, about in names.items()}

@@ -1,4 +1,4 @@
-"""The option ``--hours``: shorten a study, or a paper's table, to fit into H hours."""
+"""The option ``--hours``: shorten the training of a study, or of a paper's table, to H hours."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,13 +40,13 @@ HoursOption = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenBudget:
-    """A budget, and the name under which a store keeps it."""
+    """A training budget that fits into the hours, and its name in the store."""
 
     name: str
     fit: "Fit"
 
     def keep(self, store: "Store") -> None:
-        """Keep it for all commands after this."""
+        """Save it in a store, for all later commands."""
         from regrow.run.hours import keep
 
         keep(store, self.name, self.fit)
@@ -62,10 +62,10 @@ def load_within(
     device: str = "cpu",
     measure: bool = True,
 ) -> "tuple[Study, PrecisionChoice, Callable[[Store], None]]":
-    """Read a study, and fit it into so many hours if they are given.
+    """Read a study, and shorten it to fit into a number of hours if one is given.
 
-    Returned with the choice of its precision, and what keeps all that was decided in a store.
-    ``measure`` allows to decide what the store does not hold.
+    Also returns its choice of precision, and a function that saves all choices in a store.
+    Without ``measure`` nothing is timed: the choices must be in the store.
     """
     study, choice = load_study(path, store, data=data, device=device, measure=measure)
     if measure:
@@ -106,7 +106,7 @@ def _study_within(
     device: str,
     measure: bool,
 ) -> "tuple[Study, ChosenBudget]":
-    """Return a study at the largest budget that fits into so many hours, and say how."""
+    """Return a study at the largest training budget that fits into the hours, and print which."""
     from regrow.reproduce.scales import Scale, scaled
     from regrow.run.hours import check_hours, chosen, fit, name_of, network_of
     from regrow.studies.study import Study
@@ -115,14 +115,13 @@ def _study_within(
     if study.own:
         raise ConfigError(
             "--hours shortens the epochs of recipes, but the networks of this study are trained "
-            "by a function of your own. Leave --hours out, and give the function a smaller "
-            "'budget'."
+            "by your own function. Leave --hours out, and give the function a smaller 'budget'."
         )
     of, replacements = study.longest, pairs(data or ())
     axis = sorted({e.budget for e in study.experiments if e.budget is not None})
 
     def at(epochs: int) -> "Study":
-        """Return the study for so many of its longest recipe's epochs, or with budgets up to it."""
+        """Return the study with its longest recipe at these epochs, or with budgets up to them."""
         if axis:
             upto = tuple(e for e in study.experiments if e.budget is None or e.budget <= epochs)
             return replace(study, experiments=upto)
@@ -152,7 +151,7 @@ def request_within(
     *,
     workers: int | None,
 ) -> "tuple[Request, ChosenBudget]":
-    """Return a request for a table at the largest budget that fits, and say how."""
+    """Return a request for a table at the largest training budget that fits, and print which."""
     from regrow.reproduce.plan import prepare
     from regrow.reproduce.scales import shortened
     from regrow.run.hours import chosen, fit, name_of
@@ -185,7 +184,7 @@ def _workers(workers: int | None) -> int:
 
 
 def _told(choose: "Callable[[], Fit]") -> "Callable[[], Fit]":
-    """Say that networks are timed, which takes a while, and what came of it."""
+    """Make a choice first say that it times the networks, which takes a while."""
 
     def tell() -> "Fit":
         say("Timing the networks for --hours ...")
@@ -195,7 +194,7 @@ def _told(choose: "Callable[[], Fit]") -> "Callable[[], Fit]":
 
 
 def print_rows(cells: "Sequence[Cell]", rates: "Rates", *, workers: int) -> None:
-    """Print each row's epochs, hours and FLOPs over its seeds, as if nothing were done."""
+    """Print each row's epochs, and hours and FLOPs over its seeds, including finished jobs."""
     from regrow.run.hours import row_costs
 
     table = Table("row", *(Column(name, justify="right") for name in ("epochs", "hours", "FLOPs")))
@@ -207,7 +206,7 @@ def print_rows(cells: "Sequence[Cell]", rates: "Rates", *, workers: int) -> None
 
 
 def print_budgets(costs: "Sequence[BudgetCost]", *, workers: int) -> None:
-    """Print what each training budget takes over all its rows, as if nothing were done."""
+    """Print the jobs, updates, FLOPs and time of each training budget, including finished jobs."""
     names = ("jobs", "updates", "FLOPs", "time")
     table = Table(
         "training budget",

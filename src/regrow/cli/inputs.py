@@ -1,4 +1,4 @@
-"""The inputs of commands: study files, stores and files of extensions."""
+"""The inputs of commands: study files, stores and extension files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -32,9 +32,9 @@ def load_study(
     device: str = "cpu",
     measure: bool = True,
 ) -> "tuple[Study, PrecisionChoice]":
-    """Read a study file, and the choice of precision that its ``auto`` was replaced by.
+    """Read a study file; also return the choice of precision that replaces ``auto`` in it.
 
-    ``measure`` allows to time both precisions where the store holds no earlier choice.
+    With ``measure``, both precisions are timed if the store holds no earlier choice.
     """
     from regrow.studies.study import Study
 
@@ -50,14 +50,14 @@ def load_study(
 
 
 def open_store(store: Path, *, create: bool) -> "Store":
-    """Open a store; a ``StoreError`` says what is wrong with it."""
+    """Open a store; raise ``StoreError`` with the reason if that fails."""
     from regrow.store import Store
 
     return Store.open(store, create=create)
 
 
 def _existing(store: Path) -> "Store | None":
-    """Return the store if there is one; the command that needs it reports what is wrong with it."""
+    """Return the store if it can be opened; the command that needs it reports any problem."""
     with suppress(StoreError):
         return open_store(store, create=False)
     return None
@@ -72,7 +72,7 @@ def stored(store: "Store", specs: "Mapping[str, Mapping[str, Any]]") -> "Snapsho
 
 
 def warn_about(jobs: "Iterable[Job]", study: "Study | None" = None, *, device: str = "cpu") -> None:
-    """Print the notices of the jobs' data, whether bfloat16 is slow, and what a margin needs."""
+    """Warn of problems with the jobs' data, of slow bfloat16, and of margins that are too small."""
     from regrow.jobs.base import notices
     from regrow.run.precision import slow_bf16
 
@@ -84,7 +84,7 @@ def warn_about(jobs: "Iterable[Job]", study: "Study | None" = None, *, device: s
 
 
 def _warn_of_margin(study: "Study") -> None:
-    """Say before anything is trained where the test set cannot show what the margin asks for."""
+    """Warn, before anything is trained, of margins that the test set is too small to resolve."""
     from regrow.studies.lint import of_margin
 
     for reason, remedy in dict.fromkeys(

@@ -1,4 +1,4 @@
-"""The command ``regrow lint``: a careful reviewer's remarks on a study."""
+"""The command ``regrow lint``: remarks on a study, as a careful reviewer would make them."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated

@@ -1,7 +1,6 @@
-"""The command line: it gathers the commands and turns errors into messages and exit codes.
+"""The command line: collects the commands, and turns errors into messages and exit codes.
 
-Only this folder prints. Heavy imports stand inside the commands, so that ``regrow --help`` answers
-at once.
+Only this folder prints. Heavy imports are inside the commands, so that ``regrow --help`` is fast.
 """
 
 import errno
@@ -97,7 +96,7 @@ refuse_repeats(app)
 
 
 def main() -> None:
-    """Run the command line; errors for people end in exit code 2 without a traceback."""
+    """Run the command line; a ``RegrowError`` ends in exit code 2 without a traceback."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _main()
         return
@@ -117,7 +116,7 @@ def _main() -> None:
     except RanksLost as error:
         complain(how_to_resume(f"{error}"))
         _flush()
-        os._exit(OF_SIGNALS + error.by)  # closing connections to waiting ranks would wait too
+        os._exit(OF_SIGNALS + error.by)  # a normal exit would wait for ranks that still wait
     except Interrupted as error:
         complain(how_to_resume(f"{error}"))
         sys.exit(OF_SIGNALS + error.by)
@@ -139,7 +138,7 @@ def _main() -> None:
 
 
 def _flush() -> None:
-    """Write buffered output now, so that a closed pipe does not end in a traceback."""
+    """Flush standard output, so that a closed pipe does not end in a traceback."""
     try:
         sys.stdout.flush()
     except OSError as error:

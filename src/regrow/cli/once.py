@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 class Once(TyperCommand):
-    """A command each of whose options may stand once, except those that make a list."""
+    """A command that accepts each option once, except lists and plain flags."""
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
-        """Read what was typed; end with a usage error where an option stands again."""
+        """Parse the arguments; end with a usage error if an option is repeated."""
         _, _, parsed = self.make_parser(ctx).parse_args(args=[*args])
         for option, times in Counter(parsed).items():
             if times > 1 and isinstance(option, TyperOption) and _has_one_value(option):
                 ctx.fail(
-                    f"{option.opts[0]} was given {times} times, and takes one value. Give it once."
+                    f"{option.opts[0]} was given {times} times, but takes one value. Give it once."
                 )
         return super().parse_args(ctx, args)
 
 
 def refuse_repeats(app: Typer) -> None:
-    """Make each command of an app, and of the apps in it, a ``Once``."""
+    """Make each command of an app, and of its nested apps, a ``Once``."""
     for command in app.registered_commands:
         command.cls = Once
     for group in app.registered_groups:
@@ -34,5 +34,5 @@ def refuse_repeats(app: Typer) -> None:
 
 
 def _has_one_value(option: TyperOption) -> bool:
-    """Tell options whose last value would stand for all from lists, and from flags without a no."""
+    """Return whether repeating an option could lose a value: not a list or a flag without a no."""
     return not option.multiple and (not option.is_flag or bool(option.secondary_opts))

@@ -82,7 +82,7 @@ JsonOption = Annotated[
 
 
 def wanted_exports(*, onnx: bool, pt2: bool) -> list[str]:
-    """Return the formats that were asked for; a ``ConfigError`` if a package is missing for one."""
+    """Return the requested formats; raise ``ConfigError`` if a package is missing for one."""
     formats = [name for name, wanted in (("onnx", onnx), ("pt2", pt2)) if wanted]
     if formats:
         from regrow.own.exports import check_packages

@@ -199,7 +199,7 @@ def shrink(
 
 
 def _amount(**amounts: float | None) -> dict[str, float]:
-    """Return the one amount that was asked for."""
+    """Return the one amount that was given; raise ``ConfigError`` for none or several."""
     amount = {name: value for name, value in amounts.items() if value is not None}
     if len(amount) != 1:
         raise ConfigError(
@@ -210,7 +210,7 @@ def _amount(**amounts: float | None) -> dict[str, float]:
 
 
 def _check(out: Path, device: str) -> None:
-    """Refuse what would fail at the end, before anything is built."""
+    """Check the folder and the device before anything is built, rather than fail at the end."""
     from regrow.own.new_folder import check_new
     from regrow.run import check_device
 
@@ -219,13 +219,16 @@ def _check(out: Path, device: str) -> None:
 
 
 def _scopes(texts: Sequence[str]) -> "list[Any]":
-    """Split lists of scopes; the method checks each."""
+    """Split lists of scopes at commas; the method checks each name."""
     return [part.strip() for text in texts for part in text.split(",")]
 
 
 @contextmanager
 def quiet(stopped: str) -> Iterator[None]:
-    """Send what a user's code prints to standard error, and word what Ctrl-C leaves behind."""
+    """Send what a user's code prints to standard error; turn Ctrl-C and ``SystemExit`` into errors.
+
+    ``stopped`` is the message on Ctrl-C.
+    """
     try:
         with redirect_stdout(sys.stderr):
             yield
@@ -245,7 +248,7 @@ def _origin(net: str, settings: Sequence[str] | None, arguments: str | None) -> 
 
 
 def _inputs(texts: Sequence[str] | None, origin: "ModelOrigin", network: "nn.Module") -> "Inputs":
-    """Return the inputs that were given, or the one that the network says it takes."""
+    """Return the inputs that were given, or else those that the network's source declares."""
     from regrow.models.inputs import Inputs
 
     known = origin.inputs(network) if not texts else None
@@ -263,7 +266,7 @@ def _examples(name: str, inputs: "Inputs", network: "nn.Module") -> "Dataset":
 
 @contextmanager
 def _saying_what_was_guessed(given: Sequence[str] | None, inputs: "Inputs") -> Iterator[None]:
-    """Add to what goes wrong that the input was guessed, if it was."""
+    """Add to a ``TraceError`` that the input was guessed, unless it was given."""
     try:
         yield
     except TraceError as error:
@@ -273,12 +276,12 @@ def _saying_what_was_guessed(given: Sequence[str] | None, inputs: "Inputs") -> I
 
 
 def guessed(inputs: object) -> str:
-    """Word that an input was guessed, for where a network fails on it."""
+    """Return a remark that an input was guessed, for a network's failure on it."""
     return f"(The input {inputs} was guessed: give the network's own with --input.)"
 
 
 def kept_modules(network: "nn.Module", patterns: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of modules that patterns stand for; each must stand for some."""
+    """Return the names of the modules that match any pattern; each pattern must match some."""
     names = [name for name, _ in network.named_modules() if name]
     modules: dict[str, None] = {}
     for pattern in patterns or ():

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from regrow.studies.job_list import Planned
 
 WATCH_SECONDS = 2.0
-# Status of a job, and its words in a sentence.
+# Status of a job, and how a sentence calls it.
 WORDS = {"done": "done", "running": "running", "paused": "stopped half-way", "failed": "failed"}
 
 
@@ -61,7 +61,7 @@ def plan(
     """
     load_extensions(with_files)
     loaded, _, _ = load_within(hours, study, store, data=data, workers=workers)
-    announce("Looking at its data and networks")
+    announce("Checking its data and networks")
     from regrow.jobs.base import specs
     from regrow.run import num_cores
     from regrow.run.estimate import estimate, measuring
@@ -99,7 +99,7 @@ def plan(
 
 
 def _spending(work: "Estimate", *, known: bool) -> dict[str, float | None]:
-    """Return what the work left takes; None where a function of one's own does it."""
+    """Return the cost of the remaining work; None if the user's own function trains."""
     names = ("training_flops", "seconds", "compute_seconds")
     return {name: getattr(work, name) if known else None for name in names}
 
@@ -114,7 +114,7 @@ def _print_plan(title: str, work: "Estimate", num_workers: int, *, known: bool) 
         console().print("Every job is done: `regrow report` shows the results.")
         return
     if not known:
-        console().print("How long a training function of your own takes is not known beforehand.")
+        console().print("The time that your own training function takes cannot be estimated.")
         return
     console().print(f"Training left: {_time_left(work, num_workers)}.", highlight=False)
 
@@ -129,7 +129,7 @@ def _time_left(work: "Estimate", num_workers: int) -> str:
 
 
 def say_estimate(jobs: "Sequence[Job]", store: "Store", workers: int | None) -> None:
-    """Say how long a run is going to take, before it starts."""
+    """Print an estimate of how long a run will take, before it starts."""
     from regrow.jobs.base import specs
     from regrow.run import num_cores
     from regrow.run.estimate import estimate
@@ -141,7 +141,7 @@ def say_estimate(jobs: "Sequence[Job]", store: "Store", workers: int | None) -> 
     if work.done < work.jobs:
         say(
             f"{count(work.jobs - work.done, 'job')} to do: {_time_left(work, num_workers)}. Ctrl-C "
-            "stops them in good order, and the same command resumes."
+            "stops them cleanly, and the same command resumes."
         )
 
 
@@ -183,13 +183,13 @@ def status(
 
 
 def _lines(store: "Store", planned: "Planned", groups: Mapping[str, list[str]]) -> list[str]:
-    """Word where a study stands: all jobs in a line, then those that run and those that failed."""
+    """Return a study's status as lines: the counts of all jobs, running jobs, then failed ones."""
     lines = [f"{planned.title}: {_counts(groups)}."]
     for key in groups["running"]:
         progress = store.progress(key)
         share, note = progress.get("fraction", 0.0), progress.get("note", "")
         doing = "waiting" if progress.get("waits") else "running"
-        how_far = f"{share:.0%} {note}" if share or not note else note  # 0: it is not known
+        how_far = f"{share:.0%} {note}" if share or not note else note  # 0 means unknown
         lines.append(f"  {doing} {planned.labels[key]}: {how_far}".rstrip())
     for key in groups["failed"]:
         message = (store.failure(key) or {}).get("message")
@@ -199,7 +199,7 @@ def _lines(store: "Store", planned: "Planned", groups: Mapping[str, list[str]]) 
 
 
 def _watch(store: "Store", planned: "Planned") -> None:
-    """Show where a study stands until nothing is left to do: in place, or a line a change."""
+    """Show a study's status until nothing is left to do: updated in place, or a line per change."""
     out, before = console(), ""
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while True:
@@ -216,7 +216,7 @@ def _watch(store: "Store", planned: "Planned") -> None:
 
 
 def planned_of(opened: "Store", study: Path, store: Path, data: Sequence[str] | None) -> "Planned":
-    """Return the jobs of a study; one that was not run in its present form is expanded."""
+    """Return the jobs of a study: as stored, or expanded if this version of it was never run."""
     from regrow.studies.job_list import recall
 
     known = recall(opened, study, data=pairs(data or ()))

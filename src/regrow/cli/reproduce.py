@@ -149,7 +149,7 @@ def reproduce(
 def _precision(
     precision: str | None, scale: str, store: Path, device: str
 ) -> "tuple[str | None, PrecisionChoice]":
-    """Replace ``auto`` by the faster precision; None, and ``paper`` scale, mean the paper's own."""
+    """Replace ``auto`` by the faster precision; at ``paper`` scale by None, the paper's own."""
     from regrow.run.precision import PrecisionChoice
     from regrow.train import AUTO
 
@@ -162,7 +162,7 @@ def _precision(
 
 
 def _opened(store: Path, choice: "PrecisionChoice", chosen: ChosenBudget | None) -> "Store":
-    """Open a store, and keep there what was decided."""
+    """Open a store, and save the chosen precision and training budget in it."""
     opened = open_store(store, create=True)
     choice.keep(opened)
     if chosen is not None:
@@ -171,7 +171,7 @@ def _opened(store: Path, choice: "PrecisionChoice", chosen: ChosenBudget | None)
 
 
 def _out(paper: "Paper", scale: str, hours: float | None) -> Path:
-    """Name the folder of what is reproduced at a scale, within so many hours."""
+    """Return the default output folder for a scale and a limit in hours."""
     from regrow.reproduce.paper import DEFAULT
 
     name = scale if hours is None else f"{scale}-{hours:g}-hours"
@@ -186,7 +186,7 @@ def _within(
     *,
     execution: Execution,
 ) -> "tuple[Request, ChosenBudget | None]":
-    """Fit a table or figure into so many hours, if they are given, and say how."""
+    """Shorten a table or figure to fit into a number of hours, if one is given, and print how."""
     if hours is None:
         return request, None
     from regrow.run.hours import check_hours
@@ -198,7 +198,7 @@ def _within(
 
 
 def _chosen(name: str, paper: "Paper | None") -> list["Entry"]:
-    """Return the table or figure of a name, or those of a whole paper: ``all``, ``NAME/all``."""
+    """Return the table or figure with this name, or a whole paper's for ``all`` or ``NAME/all``."""
     from regrow.reproduce.paper import DEFAULT, find_entry, find_paper
 
     before, _, last = name.rpartition("/")
@@ -292,7 +292,7 @@ def _reproduce_all(
 def _plan(
     entries: Sequence["Entry"], request: "Request", *, store: Path, workers: int | None
 ) -> None:
-    """Print the jobs of each table, and the estimated time of all together."""
+    """Print the jobs of each table, and the estimated time of all of them together."""
     from regrow.jobs.base import Job, all_jobs
     from regrow.reproduce.plan import prepare
     from regrow.run import num_cores

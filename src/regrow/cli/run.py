@@ -170,15 +170,15 @@ def run_study(
 ) -> None:
     """Run a study's unfinished jobs, write its report, and print it.
 
-    ``first`` is told jobs, store and workers beforehand.
+    ``first`` is called with the jobs, the store and the number of workers before anything runs.
     """
     workers, device = execution.workers, execution.first
     study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
     from regrow.run import check_machines, run_as
     from regrow.run.display import display
 
-    announce("Looking at its data and networks")
-    jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
+    announce("Checking its data and networks")
+    jobs = study.jobs()  # checks data and networks, so that an invalid study creates no store
     tools = trackers_of(study, track)
     check_machines(execution)
     warn_about(jobs, study, device=device)
@@ -208,7 +208,7 @@ def run_study(
 def _remember(
     store: "Store", path: Path, study: "Study", jobs: "Sequence[Job]", data: Sequence[str]
 ) -> None:
-    """Keep the jobs of a study in the store, for ``regrow status``."""
+    """Save the study's list of jobs in the store, for ``regrow status``."""
     from regrow.jobs.base import all_jobs
     from regrow.studies.job_list import Planned, remember
 
@@ -218,7 +218,7 @@ def _remember(
 
 @contextmanager
 def _saying_how_to_report(command: str) -> Iterator[None]:
-    """Add to what is told of a stop the command that reports the results so far."""
+    """Add to the message of an interruption the command that reports the results so far."""
     try:
         yield
     except Interrupted as error:
@@ -241,7 +241,10 @@ def _report_command(
 def _saying_what_is_known(
     study: "Study", store: "Store", command: str, *, before: "Callable[[Event], None]"
 ) -> "Callable[[Event], None]":
-    """Say what is known each time that all arms of one more seed are done; ``before`` hears it."""
+    """Return a handler that summarises the results each time all arms of another seed are done.
+
+    It passes all events, and its own, to ``before``.
+    """
     from regrow.report.advice import so_far
     from regrow.report.collect import results_of
     from regrow.run.refreshing import SeedBySeed
@@ -253,7 +256,7 @@ def _saying_what_is_known(
 
     def known(seeds: Sequence[int]) -> str:
         told = f"{len(seeds)} of {len(waiting)} seeds {'is' if len(seeds) == 1 else 'are'} complete"
-        if len({cell.experiment.title for cell in cells}) == 1:  # else too much for a line
+        if len({cell.experiment.title for cell in cells}) == 1:  # more do not fit into a line
             runs = results_of(study, store).runs
             told = "; ".join(filter(None, (told, so_far([r for r in runs if r.seed in seeds]))))
         return f"{told}. To see more in another terminal: {command}"
@@ -262,13 +265,13 @@ def _saying_what_is_known(
 
 
 def _nearby(file: Path) -> Path:
-    """Return a path relative to the current folder, if it lies there."""
+    """Return a path relative to the current folder, if it is inside it."""
     here = Path.cwd()
     return file.relative_to(here) if file.is_relative_to(here) else file
 
 
 def _print_summary(summary: "Summary", page: Path) -> None:
-    """Print how many jobs were done or failed on standard error."""
+    """Print on standard error how many jobs were done, reused, failed or blocked."""
     line = f"{count(len(summary.done), 'job')} done in {clock(summary.seconds)}"
     if summary.reused:
         line += f", {len(summary.reused)} were done before"
@@ -276,10 +279,10 @@ def _print_summary(summary: "Summary", page: Path) -> None:
         jobs = (summary.done, summary.reused, summary.failed, summary.blocked)
         line += f"; {len(summary.failed)} FAILED"
         if summary.blocked:
-            line += f" and {len(summary.blocked)} not begun because of that"
+            line += f" and {len(summary.blocked)} not started because of that"
         line += (
-            f", of {count(sum(map(len, jobs)), 'job')} in all (a cut is one, and no row of the "
-            f"table): see 'Failures' in {page}. The same command retries them"
+            f", of {count(sum(map(len, jobs)), 'job')} in all (a pruning is a job too, but no row "
+            f"of the table): see 'Failures' in {page}. The same command retries them"
         )
     say(f"{line}.")
 
@@ -310,7 +313,7 @@ def _live_page(
     path: Path,
     before: "Callable[[Event], None]",
 ) -> "Callable[[Event], None]":
-    """Write the page anew while the run goes on, as jobs are done; ``before`` shows events too."""
+    """Return a handler that rewrites the HTML page as jobs finish, and passes on all events."""
     from regrow.run.refreshing import Refreshing
 
     told: set[str] = set()
@@ -326,7 +329,7 @@ def _live_page(
                 path=path,
                 refresh=seconds,
             )
-        except ConfigError as error:  # the training is worth more than a page that is made again
+        except ConfigError as error:  # the page is rewritten later, so training need not stop
             if str(error) not in told:
                 complain(f"{error} The study goes on.")
             told.add(str(error))
@@ -345,10 +348,10 @@ def _report(
     checklist: bool = False,
     refresh: int | None = None,
 ) -> "tuple[Report, list[str]]":
-    """Write the report of a study, and return the status of each of its runs too.
+    """Write a study's report; return it with the status of each run.
 
-    With ``html`` the page too, with the study's file (``path``); with ``refresh`` nothing but the
-    page, for browsers that read it again after so many seconds.
+    ``html`` adds the HTML page, which includes the study file ``path``. ``refresh`` writes only the
+    page, which the browser reloads after that many seconds.
     """
     from regrow.report.files import write_study
 

@@ -13,7 +13,7 @@ from regrow.core.disk import why
 from regrow.core.texts import one_line
 from regrow.errors import ConfigError
 
-EDITOR_LINE = "# yaml-language-server: $schema="  # then the path, as seen from the study
+EDITOR_LINE = "# yaml-language-server: $schema="  # followed by the path relative to the study
 
 
 def schema(
@@ -23,10 +23,10 @@ def schema(
     ] = None,
     with_files: WithOption = None,
 ) -> None:
-    """Print a JSON schema with which editors complete and check study files.
+    """Print a JSON schema that lets editors complete and check study files.
 
     Write it next to your studies with --out, and begin each study with the line that is printed.
-    Name files that register your own methods or models with --with, and the schema includes them.
+    Files given by --with add the methods and models that they register to the schema.
     """
     load_extensions(with_files)
     from regrow.studies.schema import schema as schema_of_studies

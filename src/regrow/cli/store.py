@@ -18,8 +18,8 @@ from regrow.errors import ConfigError
 if TYPE_CHECKING:
     from regrow.store import Store
 
-MOST_LINES = 20  # of each part in text
-KEY_LETTERS = 12  # that are shown: `compare-runs` takes them for a key
+MOST_LINES = 20  # printed of each part of a listing
+KEY_LETTERS = 12  # printed of each key; `compare-runs` accepts such a prefix
 app = typer.Typer(no_args_is_help=True, help="Inspect, check, clean, copy and compare stores.")
 Studies = Annotated[
     list[Path] | None, typer.Argument(help="Study files (YAML).", show_default=False)
@@ -204,7 +204,7 @@ def diff(
 
 
 def in_bytes(number: float) -> str:
-    """Write a number of bytes.
+    """Format a number of bytes.
 
     >>> in_bytes(12), in_bytes(3_400_000), in_bytes(2.5e9)
     ('12 B', '3.4 MB', '2.5 GB')
@@ -218,7 +218,7 @@ def in_bytes(number: float) -> str:
 def _keys(
     opened: "Store", store: Path, studies: Sequence[Path], data: Sequence[str] | None
 ) -> set[str]:
-    """Return the keys of all jobs of some studies."""
+    """Return the keys of all jobs of these studies."""
     return {key for path in studies for key in planned_of(opened, path, store, data).labels}
 
 

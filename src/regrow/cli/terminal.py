@@ -1,4 +1,4 @@
-"""Printing for the commands: results on standard output, all else on standard error."""
+"""Printing for the commands: results on standard output, everything else on standard error."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from regrow.errors import shortened
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
-OF_SIGNALS = 128  # a shell's exit codes of what a signal ended: so much above its number
+OF_SIGNALS = 128  # plus the signal's number: a shell's exit code of a program that it ended
 EXIT_INTERRUPTED = OF_SIGNALS + 2
-PIPE_WIDTH = 10_000  # never wrap lines that go to a file or another program
+PIPE_WIDTH = 10_000  # so that output to a file or another program is never wrapped
 
 
 def console() -> Console:
@@ -27,30 +27,30 @@ def console() -> Console:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, where progress goes too."""
+    """Print a line on standard error, as progress is."""
     stderr = Console(stderr=True, emoji=False)
     stderr.print(visible(shortened(line)), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:
-    """Print a warning or an error on standard error, under the program's name."""
+    """Print a warning or an error on standard error, prefixed with the program's name."""
     say(f"regrow: {message}")
 
 
 def announce(doing: str) -> None:
-    """Say what is being done, before imports and steps that take seconds."""
+    """Print what is being done, before imports and steps that take seconds."""
     say(f"{doing} ...")
 
 
 def how_to_resume(told: str = "Stopped.") -> str:
-    """Add to what was told of a stop the command that goes on."""
+    """Add to a message about an interruption the command that resumes."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        return f"{told} The same command resumes."  # a launcher's, which is not known here
+        return f"{told} The same command resumes."  # the launcher's command is not known here
     return f"{told} The same command resumes: {command_line()}"
 
 
 def say_written(place: Path, more: str) -> None:
-    """Print on standard output where something was written; a path may hold any character."""
+    """Print on standard output where something was written; the path may hold any characters."""
     print(f"Written to {one_line(str(place))}{more}")
 
 
@@ -60,7 +60,7 @@ def print_json(value: Any) -> None:
 
 
 def count(number: int, noun: str) -> str:
-    """Write a number with its noun.
+    """Return a number with its noun, singular or plural.
 
     >>> count(1, "job"), count(2, "job")
     ('1 job', '2 jobs')
@@ -69,12 +69,12 @@ def count(number: int, noun: str) -> str:
 
 
 def in_lines(names: Iterable[str]) -> str:
-    """Write names as an indented paragraph."""
+    """Return names as an indented paragraph, separated by commas."""
     return textwrap.fill(
         ", ".join(names), 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
     )
 
 
 def command_line() -> str:
-    """Return the command that is running, as a shell would take it, in one line."""
+    """Return the running command in one line, quoted for a shell."""
     return one_line(shlex.join(["regrow", *sys.argv[1:]]))

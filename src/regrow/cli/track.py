@@ -49,13 +49,13 @@ def track(
 
 
 def names_of(names: Sequence[str] | None, tensorboard: Path | None) -> list[str]:
-    """Return the tools that a command's options name, each once."""
+    """Return the trackers that the options name, each once."""
     boards = [] if tensorboard is None else [f"tensorboard:{tensorboard}"]
     return [*dict.fromkeys((*boards, *(names or ())))]
 
 
 def trackers_of(study: "Study", names: Sequence[str]) -> "list[Tracker]":
-    """Open tools by their names, which may be none."""
+    """Open the trackers with these names, if any."""
     if not names:
         return []
     from regrow.report.trackers import open_trackers
@@ -64,7 +64,7 @@ def trackers_of(study: "Study", names: Sequence[str]) -> "list[Tracker]":
 
 
 def export_now(study: "Study", store: "Store", trackers: "Sequence[Tracker]") -> None:
-    """Write what the tools do not have yet, and say where it lies."""
+    """Write the runs that the trackers do not have yet, and print where."""
     from regrow.report.tracking import export
 
     for place, num in export(study, store, trackers).items():
@@ -72,7 +72,7 @@ def export_now(study: "Study", store: "Store", trackers: "Sequence[Tracker]") ->
 
 
 def export_at_end(study: "Study", store: "Store", trackers: "Sequence[Tracker]") -> None:
-    """Write what the tools do not have yet; one that fails takes nothing from the report."""
+    """Write the runs that the trackers do not have yet; a failing tracker is only a warning."""
     for tracker in trackers:
         try:
             export_now(study, store, [tracker])
@@ -87,9 +87,9 @@ def while_running(
     *,
     before: "Callable[[Event], None]",
 ) -> "Callable[[Event], None]":
-    """Write runs while a study goes on, as they are done; ``before`` shows events too.
+    """Return a handler that writes runs as they finish, and passes events to ``before``.
 
-    A tool that fails is left alone from then on: the training is worth more.
+    A tracker that fails is not used again, so that training continues.
     """
     from regrow.report.tracking import export
     from regrow.run.refreshing import Refreshing

@@ -116,7 +116,7 @@ def versus(
     announce(f"Reading {method}")
     load_extensions(with_files)
     own, files = _own(method)
-    announce(f"Trying {own[0]} and what it is compared with, before anything is trained")
+    announce(f"Checking {own[0]} and the methods to compare with, before anything is trained")
     from regrow.run import check_machines
 
     check_machines(execution)
@@ -147,7 +147,7 @@ def versus(
 
 
 def _own(method: str) -> tuple[list[str], list[Path]]:
-    """Return the methods to test, and the file that they come from."""
+    """Return the methods to test, and the file that registers them, if any."""
     from regrow.core.registry import load_file
     from regrow.pruning.method import CRITERIA, METHODS
 
@@ -157,7 +157,7 @@ def _own(method: str) -> tuple[list[str], list[Path]]:
         return [METHODS.key(method)], []
     known, criteria = METHODS.added(), CRITERIA.added()
     load_file(method, where=method)
-    place = str(Path(method).resolve())  # which may have been loaded before
+    place = str(Path(method).resolve())  # the file may have been loaded before
     own = [n for n in METHODS.added() if n not in known or METHODS.origin(n) == place]
     if own:
         return own, [Path(method)]
@@ -173,7 +173,7 @@ def _own(method: str) -> tuple[list[str], list[Path]]:
 
 
 def _recipe(text: str, epochs: int | None) -> Any:
-    """Read a recipe, with other epochs if some are given."""
+    """Read a recipe, and replace its epochs if some are given."""
     from regrow.studies.yaml_file import read_value
 
     recipe = read_value(text)
@@ -183,7 +183,7 @@ def _recipe(text: str, epochs: int | None) -> Any:
 
 
 def _budgets(text: str | None) -> dict[str, Any]:
-    """Return the training budgets, spent to within an update, as a study file has them."""
+    """Return the training budgets as entries of a study file, met to within an update."""
     from regrow.studies.budgets import split_budgets
 
     return {} if text is None else {"budgets": split_budgets(text), "rounding": "updates"}
@@ -201,7 +201,7 @@ def _study(
     recipe: Any,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the study, all of it tried: a ``ConfigError`` says what cannot work."""
+    """Return the study after checking all of it; raise ``ConfigError`` for what cannot work."""
     from regrow.jobs.arms import ARMS
     from regrow.pruning.method import METHODS
     from regrow.studies import versus as studies
@@ -236,7 +236,7 @@ def _study(
 
 
 def _written(value: dict[str, Any], out: Path | None, *, again: Sequence[Path]) -> Path:
-    """Write the study into the folder of its report."""
+    """Write the study into its report's folder."""
     import yaml
 
     folder = out if out is not None else DEFAULT_REPORT / value["name"]
@@ -250,14 +250,14 @@ def _written(value: dict[str, Any], out: Path | None, *, again: Sequence[Path]) 
     except OSError as error:
         raise ConfigError(
             f"Cannot write the study to '{path}': {why(error)}. Name a folder that you "
-            " may write to with --out."
+            "may write to with --out."
         ) from error
     say(f"The study is {path}.")
     return path
 
 
 def _names(text: str, key: Callable[[str], str], option: str, example: str) -> list[str]:
-    """Read registered names with commas between."""
+    """Read registered names separated by commas."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"{option} needs at least one name, such as {example}.")
