@@ -295,7 +295,7 @@ def test_patterns_are_followed_at_their_budget_or_at_their_own() -> None:
                 }
             },
             "fixed-in-epochs",
-            "what guided-pruning follows trains 160 epochs at every",
+            "the network that guided-pruning follows trains 160 epochs at every",
         ),
         (
             {"recipe": {"epochs": 8, "schedule": "cosine"}},

@@ -125,7 +125,7 @@ def pruned_by(method: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        ({"name": "thinet", "sparsity": 0.5}, "'thinet' mends a classifier's weights"),
+        ({"name": "thinet", "sparsity": 0.5}, "'thinet' reconstructs a classifier's weights"),
         ({"name": "l1-filter", "macs": 0.5}, "'l1-filter' is asked for a share of a cost"),
         ({"name": "guided-pruning", "sparsity": 0.5}, "'guided-pruning' follows other networks"),
         ({"name": "l1-filter", "sparsity": 0.5, "rounds": 2, "ticket": "none"}, "prunes in rounds"),

@@ -261,7 +261,7 @@ def test_a_reviewer_names_the_remedy() -> None:
 
     text = said()
     assert "fine-tune trains 1 of 2 epochs, not 25 %" in text
-    assert "scratch-b spends equal FLOPs down to whole epochs" in text
+    assert "scratch-b spends equal FLOPs rounded down to whole epochs" in text
     assert "at 2 epochs that can be 33 % of them" in text
     assert "rounding: updates" in text
     assert not said(rounding="updates")

@@ -25,15 +25,15 @@ HOSTILE = {
     "aliases": (
         "a: &a [" + "x" * 1000 + "]\n"
         + "".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 10)}]\n" for m, n in pairwise("abcdef")),
-        "unfolds to more than 1,000,000 characters",
+        "expands to more than 1,000,000 characters",
     ),
     "merges": (
         "a: &a {x: 1}\n"
         + "".join(f"{n}: &{n} {{<<: [{', '.join([f'*{m}'] * 30)}]}}\n"
                   for m, n in pairwise("abcdef")),
-        "unfolds to more than 1,000,000 characters|Unknown key",
+        "expands to more than 1,000,000 characters|Unknown key",
     ),
-    "itself": (SIMPLE + "title: &a [*a]\n",  "'a' stands within itself"),
+    "itself": (SIMPLE + "title: &a [*a]\n",  "'a' contains itself"),
     "seeds": (SIMPLE + "seeds: 1000000000\n", "'seeds' must be at most 10,000"),
     "rows": (SIMPLE + "seeds: 10000\narms: [pruned, fine-tune, scratch-e, scratch-b, "
              "winning-ticket, random-init, {name: a, start: random}, {name: b, start: random}, "

@@ -398,7 +398,7 @@ def test_an_objective_that_does_not_fit_the_task_is_refused_before_any_training(
     with pytest.raises(ConfigError, match=re.escape(reason)):
         study_of(like, tmp_path, recipe=recipe).cells()
     arm = {"name": "own", "like": "fine-tune", "objective": objective}
-    with pytest.raises(ConfigError, match=f"The objective '{objective}' was tried on what"):
+    with pytest.raises(ConfigError, match=f"The objective '{objective}' was tried on the outputs"):
         study_of(like, tmp_path, arms=[arm]).cells()
 
 

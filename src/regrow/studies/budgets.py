@@ -3,9 +3,9 @@
     budgets: [2, 4, 8, 16]        # epochs
     budgets: [0.25x, 0.5x, 1x]    # or factors of the recipe's own
 
-Each budget is an experiment of its own, whose recipe lasts so long. What is said as a share of
-training follows it: drops, a warm-up by share, budgets of arms, ``epoch_share``. What is said in
-epochs or in updates stays what it is (``fixed``), and has to find room in each budget.
+Each budget becomes an experiment whose recipe has that many epochs. Settings that are shares of
+training scale with it: drops, ``warmup_share``, budgets of arms, ``epoch_share``. Settings in
+epochs or updates do not (see ``fixed``), and must fit into every budget.
 """
 
 import re
@@ -21,11 +21,11 @@ from regrow.train import Recipe
 
 FACTOR = re.compile(r"([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)x")
 MOST_BUDGETS = 100
-MISSED = 0.1  # the part of a share that whole epochs may miss
+MISSED = 0.1  # relative error of a share in whole epochs, above which it is reported
 
 
 def read_budgets(value: Any, own: int | None) -> tuple[int, ...]:
-    """Read budgets as epochs, in the order given; factors are of a recipe's ``own``.
+    """Return budgets as epochs, in the order given; factors multiply the recipe's ``own`` epochs.
 
     >>> read_budgets([20, "0.5x"], 160)
     (20, 80)
@@ -41,7 +41,7 @@ def read_budgets(value: Any, own: int | None) -> tuple[int, ...]:
 
 
 def split_budgets(value: str) -> list[int | str]:
-    """Split what an option says, as a study file would have it; not yet checked.
+    """Split the value of ``--budgets`` into entries as in a study file, not yet checked.
 
     >>> split_budgets("2, 4,0.5x")
     [2, 4, '0.5x']
@@ -65,7 +65,7 @@ def _epochs(entry: Any, own: int | None) -> int:
 
 
 def at_budget(recipe: Recipe, budget: int) -> Recipe:
-    """Return the recipe over so many epochs; refuse a warm-up that would not end within them."""
+    """Return the recipe with ``budget`` epochs; refuse a warm-up that would not end within them."""
     if recipe.warmup_epochs >= budget:
         raise ConfigError(
             f"the recipe warms up for {epochs_in_words(recipe.warmup_epochs)}, which does not "
@@ -75,11 +75,11 @@ def at_budget(recipe: Recipe, budget: int) -> Recipe:
     return recipe.lasting(budget)
 
 
-Axis = Sequence[Any]  # experiments that are the same but for their budget
+Axis = Sequence[Any]  # experiments that differ only in their budget
 
 
 def fixed(axis: Axis) -> Iterator[tuple[str, str]]:
-    """Yield what several budgets have alike because epochs or updates say it, each with a remedy.
+    """Yield the settings that do not scale with the budget, each with a remedy.
 
     >>> from regrow.studies.study import Study
     >>> study = Study.from_json({"data": "digits", "models": "resnet-20", "budgets": [4, 8],
@@ -98,7 +98,7 @@ def fixed(axis: Axis) -> Iterator[tuple[str, str]]:
         if entered and {entered} == {other.schedule_epoch for other in others}:
             yield f"{name} enters its schedule at epoch {entered}", "a schedule_share"
     recipe = axis[0].recipe
-    if isinstance(recipe, Recipe):  # a function of one's own has none
+    if isinstance(recipe, Recipe):  # the user's own training function has none
         if recipe.warmup_epochs:
             words = epochs_in_words(recipe.warmup_epochs)
             yield f"the recipe warms up for {words}", "a warmup_share"
@@ -107,11 +107,11 @@ def fixed(axis: Axis) -> Iterator[tuple[str, str]]:
     for use in axis[0].uses:
         if use.source is not None and use.source.recipe is not None:
             words = epochs_in_words(use.source.recipe.epochs)
-            yield f"what {use.label} follows trains {words}", "no recipe of its own"
+            yield f"the network that {use.label} follows trains {words}", "no recipe of its own"
 
 
 def rounded(axis: Axis) -> Iterator[str]:
-    """Yield the arms whose share of a budget, or equal FLOPs, is another length in whole epochs."""
+    """Describe the arms whose budget is noticeably different after rounding to whole epochs."""
     for arms in zip(*(experiment.arms for experiment in axis), strict=True):
         budget, bases = arms[0].budget, [experiment.budget for experiment in axis]
         if all(arm.budget.rounding == "updates" for arm in arms):
@@ -125,13 +125,13 @@ def rounded(axis: Axis) -> Iterator[str]:
                 yield f"{arms[0].name} trains {found} epochs, not {100 * share:g} %"
         elif budget.kind in OF_FLOPS and (few := [base for base in bases if base * MISSED < 1]):
             yield (
-                f"{arms[0].name} spends equal FLOPs down to whole epochs, up to one less: at "
-                f"{epochs_in_words(min(few))} that can be {100 / (1 + min(few)):.0f} % of them"
+                f"{arms[0].name} spends equal FLOPs rounded down to whole epochs, up to one less: "
+                f"at {epochs_in_words(min(few))} that can be {100 / (1 + min(few)):.0f} % of them"
             )
 
 
 def last_rates(axis: Axis) -> tuple[float, ...]:
-    """Return the recipe's last learning rate at each budget, each once, where an arm is at it."""
+    """Return the recipe's distinct last learning rates over the budgets, if any arm uses them."""
     needed = any(arm.needs_last_lr for arm in axis[0].arms)
     rates = [experiment.recipe.last_lr() for experiment in axis if needed]
     return tuple(dict.fromkeys(rates))

@@ -1,4 +1,4 @@
-"""The names that a study may use, with a line of description for each."""
+"""The names that a study may use, with a line of description each."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -28,9 +28,9 @@ STARTS = {
 
 
 def catalogue(*, sizes: bool = False) -> dict[str, dict[str, str]]:
-    """Return kind -> name -> one line about it, in the order in which a study is written.
+    """Return kind -> name -> one line of description, in the order of a study file's keys.
 
-    ``sizes``: with those of models, which takes seconds.
+    ``sizes`` adds the parameters and MACs of models, which takes seconds.
     """
     return {
         "data": {name: _first_line(DATASETS.get(name).read) for name in DATASETS.names()},
@@ -69,7 +69,7 @@ def _model(name: str, *, size: bool) -> str:
 
 
 def _size(name: str) -> str:
-    """Word what a model of images costs, built without memory for its weights; else nothing."""
+    """Describe an image model's cost, without allocating its weights; empty for other models."""
     import torch
 
     classes, pixels = (1000, 224) if name.startswith("imagenet-") else (10, 32)
@@ -79,7 +79,7 @@ def _size(name: str) -> str:
     try:
         with torch.device("meta"):
             cost = measure(build(ModelSpec(name, data)), torch.zeros(1, 3, pixels, pixels))
-    except Exception:  # it needs arguments of its own, or a user's code fails
+    except Exception:  # it has required arguments, or a user's code fails
         return ""
     return (
         f"{cost.parameters:,} parameters, {cost.macs:,} MACs for 3x{pixels}x{pixels}, "
@@ -127,7 +127,7 @@ def _budget(budget: Budget) -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    """Word the epochs, batch and rate, and whatever else differs from the default recipe."""
+    """Describe a recipe: epochs, batch, rate, and the fields that differ from their defaults."""
     changed = [
         f"{field.name} {_value(getattr(recipe, field.name))}"
         for field in fields(Recipe)

@@ -41,7 +41,7 @@ AnyJob = Train | Prune | Retrain
 class Cell:
     """One seed of one row of the table, and the job that fills it.
 
-    ``subject`` names what the arm was done to, where that is not the row's own network.
+    ``subject`` names the network that the arm trains, if it is not the row's pruned network.
     """
 
     experiment: Experiment
@@ -51,11 +51,11 @@ class Cell:
     seed: int
     job: AnyJob
     subject: str = ""
-    under: "Cell | None" = None  # of the backbone: the network that this one is built on
+    under: "Cell | None" = None  # the backbone's cell whose network this one is built on
 
     @property
     def place(self) -> tuple[str, str, str, str, str, str, int]:
-        """Its place in the table: two results at one place could not be told apart."""
+        """Its labels and seed in the table, which identify a result."""
         experiment, use, cut = self.experiment, self.use, self.cut
         return (
             experiment.data_label,
@@ -70,12 +70,12 @@ class Cell:
 
 @cache
 def material(spec: DataSpec) -> Material:
-    """Look at a data set, once."""
+    """Read the description of a data set, once per process."""
     return material_of(spec)
 
 
 def expanded(experiment: Experiment) -> Iterator[Cell]:
-    """Yield the cells of an experiment, in report order; refuse what cannot work."""
+    """Yield the cells of an experiment, in report order; refuse settings that cannot work."""
     if experiment.backbone is not None:
         yield from _built(experiment, experiment.backbone)
         return
@@ -87,7 +87,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
         )
     model = data.model(experiment.model)
     _check_augmentation(experiment, data)
-    make_optimiser(experiment.recipe)  # takes a step on trial
+    make_optimiser(experiment.recipe)  # tries a step
     _check_objectives(experiment, model, data)
     _check_tuned(experiment, data)
     for use in experiment.uses:
@@ -100,7 +100,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
         for seed, job in plain.items():
             yield Cell(experiment=experiment, use=None, cut=None, arm=UNPRUNED, seed=seed, job=job)
     for use in uses:
-        chosen: dict[int, Prune] = {}  # by seed: of the round before, where there are rounds
+        chosen: dict[int, Prune] = {}  # by seed; with rounds, those of the previous round
         source = None if use.source is None else _source(experiment, use.source, model, data)
         parents: dict[int, Train] = {}
         for cut in use.cuts:
@@ -114,7 +114,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
                 if before is not None and use.ticket is not None:
                     ticket = _retrain(experiment, trained, before, use.ticket)
                 chosen[seed] = replace(prune(ticket or trained), guides=guides)
-            alike = None  # of every seed, whatever its weights
+            alike = None  # one pruning for every seed, whatever its weights
             if _gives_architecture(use, cut):
                 by_structure = _pruner(experiment, use, cut, model, by_structure=True)
                 alike = by_structure(next(iter(parents.values())))
@@ -132,7 +132,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
 
 
 def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
-    """Yield the cells of what is built on the networks of a backbone, in report order."""
+    """Yield the cells of the heads built on a backbone's networks, in report order."""
     beneath = {(cell.cut, cell.arm.name, cell.seed): cell for cell in expanded(backbone)}
     data = _data_of_head(experiment, backbone)
     plain = {seed: beneath[None, UNPRUNED.name, seed] for seed in experiment.seeds}
@@ -172,7 +172,7 @@ def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
 
 
 def _on(experiment: Experiment, data: Material, job: AnyJob, seed: int, *, label: str) -> Train:
-    """Train what is built on the network that a job leaves, or what a pruning left of it."""
+    """Return the training of a head on a job's network, or of a pruned network that has a head."""
     head, budget = experiment.head, epochs_in_words(experiment.budget)
     assert head is not None
     return Train(
@@ -187,7 +187,7 @@ def _on(experiment: Experiment, data: Material, job: AnyJob, seed: int, *, label
 
 
 def _data_of_head(experiment: Experiment, backbone: Experiment) -> Material:
-    """Look at the data of what is built; refuse what its head cannot learn."""
+    """Read the head's data; refuse data that it cannot learn, or a backbone without colour."""
     assert experiment.head is not None
     noun, channels = (
         experiment.head.noun,
@@ -210,14 +210,14 @@ def _data_of_head(experiment: Experiment, backbone: Experiment) -> Material:
 
 @dataclass(frozen=True, kw_only=True)
 class _Guides:
-    """Networks pruned by another method, for what it prunes to follow: one a seed."""
+    """The networks, one per seed, that a method follows once another method has pruned them."""
 
     experiment: Experiment
     use: MethodUse
     plain: tuple[Train, ...]
 
     def prunings(self, cut: Cut) -> tuple[Prune, ...]:
-        """Return those of one sparsity: the jobs of the rows that a study may have of them."""
+        """Return their prunings at one cut: the same jobs as those of such rows in a study."""
         prune = _pruner(self.experiment, self.use, cut, self.plain[0].model)
         return tuple(
             prune(_parent(self.experiment, trained, self.use, cut)) for trained in self.plain
@@ -225,7 +225,7 @@ class _Guides:
 
 
 def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Material) -> _Guides:
-    """Return the networks that a method follows, which may be of another model and data set."""
+    """Return the networks that a method follows, possibly of another model and data set."""
     followed = replace(
         experiment,
         data=source.data or experiment.data,
@@ -245,7 +245,7 @@ def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Mate
             f"{followed.model.name} has {stages[0]} stages on images of {sizes[0]} pixels, and "
             f"{model.name}, which is to follow it, has {stages[1]} on images of {sizes[1]}. A "
             "stage is the layers with one size of feature map, and stages are matched in their "
-            "order: take the pattern 'from' a network and images with as many."
+            "order: take the pattern 'from' a network and images with as many stages."
         )
     plain = _trainings(followed, followed_data, network)
     return _Guides(
@@ -254,7 +254,7 @@ def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Mate
 
 
 def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> Train:
-    """Return the trained network that a method prunes: the unpruned one, or one of its own."""
+    """Return the training that a method prunes: the unpruned network's, or the method's own."""
     method = use.method
     if method.treatment is None:
         return plain
@@ -264,7 +264,7 @@ def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> T
     of = f" {cut.label}" if method.each_sparsity else ""
     return replace(
         plain,
-        # It goes on from published weights where the method says so, by way of ``initial``.
+        # Published weights are a start only with ``pretrained``, and then by way of ``initial``.
         model=plain.model.untrained() if plain.is_published else plain.model,
         recipe=plain.recipe if use.lr is None else replace(plain.recipe, lr=use.lr),
         treated=treated,
@@ -281,7 +281,7 @@ def _treated(method: Method, strength: float | None, model: ModelSpec) -> Treate
 
 
 def _trainings(experiment: Experiment, data: Material, model: ModelSpec) -> tuple[Train, ...]:
-    """Return the trainings of the unpruned network, one a seed."""
+    """Return the trainings of the unpruned network, one per seed."""
     keep = tuple(sorted({arm.epoch for arm in experiment.arms if arm.epoch is not None}))
     code = MODELS.code(model.name)
     return tuple(
@@ -306,9 +306,9 @@ def _pruner(
     *,
     by_structure: bool = False,
 ) -> Callable[[Train | Retrain], Prune]:
-    """Return what makes of a trained network the job that prunes it.
+    """Return a function from a training to the job that prunes its network.
 
-    ``by_structure``: to the same widths whatever its weights are.
+    ``by_structure``: prune to the same widths whatever the weights are, for all seeds.
     """
     # A treatment belongs to the training; without it the job can be sent to any worker.
     method = replace(use.method, treatment=None)
@@ -323,7 +323,7 @@ def _pruner(
         seed = 0 if by_structure else trained.seed
         return Prune(
             data=trained.data,
-            # A network as first drawn has no published weights.
+            # A method that prunes at initialisation does not use published weights.
             model=trained.model if method.trained else trained.model.untrained(),
             method=method,
             seed=seed,
@@ -355,11 +355,10 @@ def _code_of(method: Method, cut: Cut, model: ModelSpec) -> str | None:
 
 
 def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> Retrain:
-    """Hang an arm on what it needs.
+    """Return the job of an arm, with the jobs that it depends on.
 
     A random start of given widths needs no trained network, unless it learns from its outputs.
-    Weights are inherited from the network
-    that was pruned, and rewound to those of the training that came first.
+    Inherited weights come from the network that was pruned, rewound ones from the first training.
     """
     starts = {"inherited": prune.parent or trained, "rewound": trained}
     seed = trained.seed
@@ -381,9 +380,9 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
 
 
 def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
-    """Leave out of a method's scope the normed linear layers that a network does not have.
+    """Remove ``normed-linear`` from a method's scope if the network has no such groups.
 
-    They came to the scope of network slimming later; results without them keep their keys.
+    It was added to the scope of network slimming later; results without it keep their keys.
     """
     scope = use.method.scope
     if "normed-linear" in scope and len(scope) > 1:
@@ -396,7 +395,7 @@ def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
 
 
 def _check_augmentation(experiment: Experiment, data: Material) -> None:
-    """Refuse to augment what are not images, and to mix tokens."""
+    """Refuse image augmentation of data that are not images, and mixup of tokens."""
     recipe, arguments = experiment.recipe, dict(data.model_arguments).keys()
     of_images = {"in_channels", "input_size"} <= arguments
     settings = {
@@ -414,7 +413,7 @@ def _check_augmentation(experiment: Experiment, data: Material) -> None:
 
 
 def _check_tuned(experiment: Experiment, data: Material) -> None:
-    """Refuse to tune arms where nothing but the test set could choose among trials."""
+    """Refuse to tune arms without a validation split, as the test set would choose the trial."""
     tuned = [arm.trial_of for arm in experiment.arms if arm.trial_of is not None]
     if tuned and load(data.spec).validation is None:
         raise ConfigError(
@@ -425,9 +424,9 @@ def _check_tuned(experiment: Experiment, data: Material) -> None:
 
 
 def _check_objectives(experiment: Experiment, model: ModelSpec, data: Material) -> None:
-    """Refuse objectives that cannot be computed of what the network returns for these data."""
+    """Refuse objectives that cannot be computed from the network's outputs for these data."""
     choices = (experiment.recipe.objective, *(arm.objective for arm in experiment.arms))
-    if MODELS.get(model.name).outside:  # of which nothing is known yet
+    if MODELS.get(model.name).outside:  # its outputs are unknown, so try the task's objective too
         choices = (*choices, Choice(TASKS.get(data.task).objective))
     for choice in filter(None, choices):
         _try_objective(choice, model, data)
@@ -444,14 +443,14 @@ def _try_objective(choice: Choice, model: ModelSpec, data: Material) -> None:
     except Exception as error:
         kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
         raise ConfigError(
-            f"The objective {choice.name!r} was tried on what {model.name} returns for an example "
-            f"of {data.spec.name!r} (task {data.task}), and fails: {kind}{short(error)} The task's "
-            f"own objective is {TASKS.get(data.task).objective!r}."
+            f"The objective {choice.name!r} was tried on the outputs of {model.name} for an "
+            f"example of {data.spec.name!r} (task {data.task}), and fails: {kind}{short(error)} "
+            f"The task's own objective is {TASKS.get(data.task).objective!r}."
         ) from error
 
 
 def _check_published(experiment: Experiment) -> None:
-    """Refuse what needs the training that published weights have behind them."""
+    """Refuse settings that need the network's training, which published weights do not include."""
     if experiment.budget is not None:
         raise ConfigError(
             f"The 'budgets' are epochs of the unpruned network's training, and "
@@ -468,13 +467,13 @@ def _check_published(experiment: Experiment) -> None:
 
 
 def _gives_architecture(use: MethodUse, cut: Cut) -> bool:
-    """Tell whether the share of each group alone is the architecture, whatever the scores."""
+    """Return whether each group's share alone determines the architecture, whatever the scores."""
     unit = UNITS.get(use.method.unit)
     return cut.shares is not None and unit.given_by_shares(use.method.scope)
 
 
 def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
-    """Refuse what cannot work before anything is trained."""
+    """Refuse methods and amounts that do not fit the network, before anything is trained."""
     count = _count_groups(model, data.shape, use.method.unit, use.method.scope, use.method.name)
     for cut in use.cuts:
         target = use.method.targets.get(cut.target or "")
@@ -494,7 +493,7 @@ def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
 
 
 def _check_cost(model: ModelSpec, shape: tuple[int, ...], method: Method, cost: CostShare) -> None:
-    """Refuse a cost that no sparsity reaches: it depends on the network's structure."""
+    """Refuse a cost that no sparsity reaches with this network's structure."""
     layers = layers_of(*_traced(model, shape), method)
     try:
         check_reachable(layers, partial(allocated, method), cost)
@@ -503,7 +502,7 @@ def _check_cost(model: ModelSpec, shape: tuple[int, ...], method: Method, cost: 
 
 
 def _try_own_code(use: MethodUse, model: ModelSpec, data: Material) -> None:
-    """Try a criterion and an allocation of the user's own, which only pruning would run."""
+    """Try a user's own criterion and allocation, which would otherwise first run in pruning."""
     method, cut = use.method, use.cuts[0]
     codes = (CRITERIA.code(method.criterion), ALLOCATIONS.code(method.allocation))
     if any(codes):

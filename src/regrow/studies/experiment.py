@@ -53,17 +53,18 @@ from regrow.train import Recipe, make_objective
 if TYPE_CHECKING:
     from regrow.studies.transfers import Transfer
 
-OWN_ARGUMENT = ("torchvision", "random")  # 'weights' that are an argument of registered models
+OWN_ARGUMENT = ("torchvision", "random")  # values of 'weights' that registered models accept
 MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodUse:
-    """A method as a study uses it: with its own parts replaced where the study says so.
+    """A method with the parts that a study replaces, and how much it removes.
 
-    ``cuts`` of rounds follow one another: each prunes what the arm ``ticket`` made of the one
-    before. ``pretrained``: what the method trains goes on from the unpruned network, at its own
-    rate ``lr`` if given. ``source``: where a method that follows a pattern takes it from.
+    With rounds, each of the ``cuts`` prunes the network that the arm ``ticket`` trained after the
+    previous one. ``pretrained``: the method's own training starts from the trained unpruned
+    network; ``lr`` is its learning rate, if not the recipe's. ``source``: the networks whose
+    pattern the method follows.
     """
 
     method: Method
@@ -78,7 +79,7 @@ class MethodUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The pruned networks that a pattern is taken from, of all seeds; None: as in the row."""
+    """The pruned networks, of all seeds, that a pattern is taken from; None means as in the row."""
 
     use: MethodUse
     data: DataSpec | None = None
@@ -89,7 +90,7 @@ class Source:
 
     @property
     def label(self) -> str:
-        """The network and the data set in a table, as far as they are not the row's own."""
+        """The labels of the network and the data set, where they are not the row's own."""
         return ", ".join(filter(None, (self.model_label, self.data_label)))
 
 
@@ -97,8 +98,8 @@ class Source:
 class Experiment:
     """One data set, one model, and everything that is compared on them.
 
-    ``budget``: the recipe's epochs, where the study has such an axis. With a ``backbone``, networks
-    are built by the ``head`` on those that the backbone's arms leave, one arm for each of the
+    ``budget``: the recipe's epochs, if the study has several training budgets. With a ``backbone``,
+    the ``head`` is built on the networks of the backbone's arms, one arm for each of the
     ``transfers``.
     """
 
@@ -117,12 +118,12 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """Its network for people, with the budget where there are several."""
+        """The network's label, with the budget if there are several."""
         return " for ".join(filter(None, (self.model_label, epochs_in_words(self.budget))))
 
 
 def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
-    """Read what stands under the keys ``AXES``: an experiment for each data set and model."""
+    """Read the values of the keys ``AXES``: an experiment for each data set, model and budget."""
     for key in ("data", "models"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing. Name at least one.")
@@ -169,7 +170,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
 def read_lengths(
     value: Mapping[str, Any], recipe: Recipe, arms: Sequence[Arm]
 ) -> list[tuple[int | None, Recipe, tuple[Arm, ...]]]:
-    """Return a recipe and arms as they are at each of the ``budgets``; without any, as they are."""
+    """Return the recipe and the arms at each of the ``budgets``, or once with the budget None."""
     budgets = read_budgets(value["budgets"], recipe.epochs) if "budgets" in value else (None,)
     rounding = value.get("rounding", "epochs")
     return [(b, *_lasting(b, recipe, arms, rounding)) for b in budgets]
@@ -178,7 +179,7 @@ def read_lengths(
 def _lasting(
     budget: int | None, recipe: Recipe, arms: Sequence[Arm], rounding: Rounding
 ) -> tuple[Recipe, tuple[Arm, ...]]:
-    """Return a recipe and arms at one budget; refuse what has no room there."""
+    """Return the recipe and the arms at one budget; refuse settings that do not fit into it."""
     try:
         lasting = recipe if budget is None else at_budget(recipe, budget)
         resolved = tuple(arm.rounded(rounding, lasting).within(lasting) for arm in arms)
@@ -212,7 +213,7 @@ def check_arm(arm: Arm, recipe: Recipe) -> None:
     if trained and arm.first_epoch >= trained:
         raise ConfigError(
             f"The arm {arm.name!r} enters its schedule of {trained:g} epochs at epoch "
-            f"{arm.first_epoch}, where nothing of it is left. Enter it earlier."
+            f"{arm.first_epoch}, when it is over. Enter it earlier."
         )
 
 
@@ -231,7 +232,7 @@ def _check_names(value: Mapping[str, Any]) -> None:
 
 
 def read_data(entry: Any) -> tuple[DataSpec, str]:
-    """Read an entry of the data, with its label in tables."""
+    """Read an entry of ``data``, and its label in tables."""
     fields = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     label = fields.pop("label", None)
     spec = DataSpec.from_json(fields)
@@ -243,13 +244,13 @@ def read_data(entry: Any) -> tuple[DataSpec, str]:
 
 
 def _of_task(data: tuple[DataSpec, str], task: str | None) -> tuple[DataSpec, str]:
-    """Let data be of the study's task where they say none themselves."""
+    """Give data the study's task, unless they name a task themselves."""
     spec, label = data
     return data if task is None or spec.task is not None else (replace(spec, task=task), label)
 
 
 def _model(entry: Any) -> tuple[ModelSpec, str]:
-    """Read a model: registered or by its origin, perhaps with trained weights of one's own."""
+    """Read a model: registered or by its origin, possibly with the user's own trained weights."""
     fields = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     name, label = fields.pop("name", None), fields.pop("label", None)
     if name is None:
@@ -284,13 +285,13 @@ def _recipe(value: Any) -> Recipe:
 
 
 def _arms(entry: Any) -> tuple[Arm, ...]:
-    """Read an arm, or where it is tuned one for each trial."""
+    """Read an arm; a tuned one becomes an arm for each trial."""
     tuned = isinstance(entry, Mapping) and TUNE in entry
     return read_trials(entry) if tuned else (read_arm(entry),)
 
 
 def read_seeds(value: Any) -> tuple[int, ...]:
-    """Read how many seeds there are, or which."""
+    """Read the number of seeds, or a list of them."""
     if is_int(value, least=MOST_SEEDS + 1) or (isinstance(value, list) and len(value) > MOST_SEEDS):
         raise ConfigError(f"The 'seeds' must be at most {MOST_SEEDS:,}. Got {short(value)}.")
     if is_int(value, least=1):
@@ -306,12 +307,12 @@ def read_seeds(value: Any) -> tuple[int, ...]:
 
 
 def _method_keys() -> tuple[str, ...]:
-    """Return what may be said of a method: its own keys, and the costs that are registered."""
+    """Return the keys that a method may have: its own, and the registered costs."""
     return (*METHOD_KEYS, *cost_names())
 
 
 def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
-    """Read a method as a study uses it, with how much it removes."""
+    """Read the entry of a method, with how much it removes."""
     fields = entry_of(entry, "methods", _method_keys())
     name = METHODS.key(fields["name"])
     method = METHODS.get(name)
@@ -323,7 +324,7 @@ def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     if "criterion" in fields:
         changes["designed"] = method.designed and changes["criterion"] == method.criterion
     if changes["criterion"] != method.criterion:
-        changes["choice"] = None  # which goes by the scores of the method's own criterion
+        changes["choice"] = None  # it uses the scores of the method's own criterion
     if "scope" in fields:
         changes["scope"] = tuple(text(kind, "scope") for kind in as_list(fields["scope"]))
     if "normalise" in fields:
@@ -378,7 +379,7 @@ def _default_label(name: str, source: Source | None) -> str:
 
 
 def _source(fields: Mapping[str, Any], method: Method, where: str) -> Source | None:
-    """Read where a method that follows a pattern takes it from."""
+    """Read the networks whose pattern a method follows, if it follows any."""
     if method.follows is None:
         if "from" in fields:
             known = [name for name in METHODS.names() if METHODS.get(name).follows is not None]
@@ -413,7 +414,7 @@ def _source(fields: Mapping[str, Any], method: Method, where: str) -> Source | N
 
 
 def _check_source(source: Method, method: Method) -> None:
-    """Refuse a method whose networks cannot show another how much to keep of each stage."""
+    """Refuse a method whose pruned networks cannot give a pattern for another to follow."""
     if source.follows is not None or source.rounds > 1:
         how = "follows others itself" if source.follows is not None else "prunes in rounds"
         raise ConfigError(

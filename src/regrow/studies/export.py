@@ -1,4 +1,4 @@
-"""Take one network out of a study: choose a finished row, and write it as ``regrow.load`` reads it.
+"""Export one network of a study: choose a finished row, and write it for ``regrow.load``.
 
 exported = export(choose(study.cells(), {"arm": "scratch-b", "seed": "0"}), store, "small-net")
 """
@@ -19,7 +19,7 @@ from regrow.surgery.architecture import save
 from regrow.tasks import Metric
 from regrow.train.material import Material, ScoredOn
 
-# How a row is told from others, in the order of the table's columns.
+# The values that identify a row, in the order of the table's columns.
 CHOICES: Mapping[str, Callable[[Cell], str]] = {
     "data": lambda cell: cell.experiment.data_label,
     "model": lambda cell: cell.experiment.model_label,
@@ -34,15 +34,15 @@ CHOICES: Mapping[str, Callable[[Cell], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A network that was written: where, and what its record says."""
+    """An exported network: its folder, and values of its record."""
 
     folder: Path
     label: str
     metric: Metric
-    score: float  # of the test set, as the report has it
+    score: float  # on the test set, in the report's unit
     parameters: int
     macs: int
-    code: str | None = None  # where the network is built by code of one's own
+    code: str | None = None  # the user's own code that builds the network, if any
 
     @property
     def call(self) -> str:
@@ -60,8 +60,7 @@ class Exported:
 def choose(cells: Sequence[Cell], wanted: Mapping[str, str]) -> Cell:
     """Return the one cell that has all wanted values; the keys are those of ``CHOICES``.
 
-    A ``ConfigError`` names the values there are: for one that no row has, and for what is still
-    open when several rows match.
+    If no row has a wanted value, or several rows match, a ``ConfigError`` lists the choices.
     """
     left = list(cells)
     for axis, read in CHOICES.items():
@@ -84,9 +83,9 @@ def choose(cells: Sequence[Cell], wanted: Mapping[str, str]) -> Cell:
 
 
 def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
-    """Write a finished row's network, and ``result.json``: what it was trained on and reached.
+    """Write a finished row's network, and ``result.json`` with its data and scores.
 
-    A row that is not in the store is a ``ConfigError``.
+    A row that is not in the store, or that is built on a backbone, is a ``ConfigError``.
     """
     job, data = cell.job, cell.job.scored_on
     if data is None or cell.under is not None:
@@ -116,9 +115,9 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
 
 
 def _result(label: str, data: ScoredOn, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what a user of the network needs: how pixels go in, what comes out, how good it was."""
+    """Return what a user of the network needs: its inputs' scale, its outputs and its scores."""
     metric = data.metric
-    if not isinstance(data, Material):  # a function of one's own knows the rest
+    if not isinstance(data, Material):  # only the user's own training function knows the rest
         score = {metric.key: _reported(metric, record), f"{metric.key}_unit": metric.unit_word}
         kept = {name: record[name] for name in ("metrics", "parameters", "macs", "amount")}
         return {"label": label, **score, **kept}
@@ -159,5 +158,5 @@ def _number(value: float | None) -> str:
 
 
 def _reported(metric: Metric, record: Mapping[str, Any]) -> float:
-    """Turn a record's score into what reports hold; 98.05, not the 98.05000000000001 of a float."""
+    """Return a record's score in the report's unit, as 98.05 rather than 98.05000000000001."""
     return round(metric.reported(record[metric.key]), 8)

@@ -1,4 +1,4 @@
-"""A smaller member of a network's family: an argument of its code, such as its width, made less."""
+"""A smaller member of a network's family: the same code with a smaller argument, such as width."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,19 @@ from regrow.models.origins import ModelOrigin, code_at
 from regrow.studies.experiment import MethodUse
 
 COUNTED = ("macs", "parameters")  # costs that are known before anything is trained
-STEPS = 100  # of a number that is no whole one
+STEPS = 100  # equal steps in which a number that is not an int is reduced
 
 
 def narrowed(
     network: OwnNetwork, name: str, uses: Sequence[MethodUse], folders: Sequence[CutFolder]
 ) -> Mapping[str, Any]:
-    """Return the largest value of an argument at which a network costs no more than a cut may.
+    """Return the largest value of an argument at which a network costs no more than the pruned one.
 
     Args:
-        network: the whole network.
-        name: of a number among the arguments of its code.
-        uses, folders: the methods compared, or the folders of smaller networks; together they make
-            one cut, to a share of MACs or parameters.
+        network: the unpruned network.
+        name: a numeric argument of its code.
+        uses, folders: the methods compared, or the folders of smaller networks; together they must
+            be one cut: one share of MACs or parameters, or one folder.
     """
     cost, most = _bar(network, name, uses, folders)
     value = _value(network.origin, name)
@@ -41,7 +41,7 @@ def narrowed(
 def _bar(
     network: OwnNetwork, name: str, uses: Sequence[MethodUse], folders: Sequence[CutFolder]
 ) -> tuple[str, float]:
-    """Return the cost that the one cut is known to have at most: its name, and how much."""
+    """Return the name of the cost that the one cut limits, and its limit."""
     costs = [cut.cost for use in uses for cut in use.cuts]
     if not costs and len(folders) == 1:
         small = folders[0].read(network)[0].build()
@@ -56,7 +56,7 @@ def _bar(
 
 
 def _value(origin: ModelOrigin, name: str) -> Any:
-    """Return the number that an argument has in the whole network."""
+    """Return an argument's value in the unpruned network; it must be a number."""
     value = origin.arguments.get(name)
     if value is None and origin.kind == "code":
         builder = code_at(origin.text)[0]
@@ -66,12 +66,12 @@ def _value(origin: ModelOrigin, name: str) -> Any:
         value = origin.resolved().settings.get("config", {}).get(name)
     if "=" in name:
         raise ConfigError(
-            f"'vary' (--width-multiplier) names an argument, whose value is sought. Got {name!r}. "
+            f"'vary' (--width-multiplier) names an argument without a value. Got {name!r}. "
             f"To give the value: 'set', or --rival {name}."
         )
     if not is_number(value):
         raise ConfigError(
-            f"{origin.text} has no number {name!r} among its arguments that could be made less. "
+            f"{origin.text} has no number {name!r} among its arguments that could be reduced. "
             f"Got {short(value)}. Name another, or give the network its value with 'set' (--set "
             f"{name}=VALUE)."
         )
@@ -79,7 +79,7 @@ def _value(origin: ModelOrigin, name: str) -> Any:
 
 
 def _cost(network: OwnNetwork, name: str, value: Any, cost: str) -> int | None:
-    """Return what the network costs at a value; None where it cannot be built or run so."""
+    """Return the network's cost with this value; None if it cannot be built or run with it."""
     arguments = {**network.origin.arguments, name: value}
     try:
         other = OwnNetwork(
@@ -92,7 +92,7 @@ def _cost(network: OwnNetwork, name: str, value: Any, cost: str) -> int | None:
 
 
 def _largest(steps: Sequence[Any], cost_of: Callable[[Any], int | None], most: float) -> Any | None:
-    """Return the largest step that costs no more, by bisection; steps that fail are passed over."""
+    """Return the largest step that costs at most ``most``, by bisection; skip steps that fail."""
     low, high, found = -1, len(steps), None
     while high - low > 1:
         middle = probe = (low + high) // 2

@@ -1,8 +1,8 @@
-"""The jobs of a study as `run` expanded it, kept in the store, so that `status` needs no PyTorch.
+"""The jobs of a study that `run` expanded, kept in the store so that `status` needs no PyTorch.
 
-They are found again under a digest of all that the expansion depends on: the study's text, the
-data that stand in for its own, the files given by ``--with``, the code of this package and of those
-that extend it, and names, sizes and times of the files of data sets that lie in folders.
+Their name in the store is a digest of what the expansion depends on: the study's text, replaced
+data sets, the files given by ``--with``, the names of installed extensions, and the names, sizes
+and times of this package's code, of local files that the study names, and of data sets' folders.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from regrow.jobs.base import Job
 
 EXTENSIONS = ("regrow.models", "regrow.data", "regrow.methods")
-MOST_PATH = 200  # characters; a longer text is a sentence
+MOST_PATH = 200  # characters; a longer text is not taken for a path
 IN_FOLDERS = ("folder:", "hf:", "voc:")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """The jobs of a study and all they depend on: their labels and specs, by key."""
+    """The jobs of a study and all jobs that they depend on: labels and specs, by key."""
 
     name: str
     title: str
@@ -40,7 +40,7 @@ class Planned:
 
     @classmethod
     def of(cls, name: str, title: str, nodes: "Mapping[str, Job]") -> "Planned":
-        """Describe the jobs of a study by key."""
+        """Describe the jobs of a study, given by key."""
         return cls(
             name=name,
             title=title,
@@ -52,34 +52,34 @@ class Planned:
 def remember(
     store: Store, study: Path, planned: Planned, *, data: Mapping[str, str] | None = None
 ) -> None:
-    """Keep what a study file was expanded into, with what stood in for its data."""
+    """Save the jobs that a study file was expanded into, with these replacements of data sets."""
     identity = _identity(study, data or {})
     if identity is not None:
         store.decide(identity, vars(planned))
 
 
 def recall(store: Store, study: Path, *, data: Mapping[str, str] | None = None) -> Planned | None:
-    """Return what a study file was expanded into, unless it or what it depends on has changed."""
+    """Return the jobs saved for a study file; None if it or anything they depend on has changed."""
     identity = _identity(study, data or {})
     try:
         stored = store.decided(identity) if identity is not None else None
-    except StoreError:  # it was altered: the study is expanded anew
+    except StoreError:  # the saved list is damaged: the study is expanded again
         return None
     return _planned(stored)
 
 
 def labels(store: Store) -> dict[str, str]:
-    """Return the labels of the jobs of all studies that a store was given, by key."""
+    """Return the labels of the jobs of all studies run in a store, by key."""
     return {key: label for plan in plans(store) for key, label in plan.labels.items()}
 
 
 def plans(store: Store) -> list[Planned]:
-    """Return the jobs of all studies that a store was given, each as it was run."""
+    """Return the job lists of all studies run in a store."""
     return [plan for _, plan in _plans(store)]
 
 
 def plan_files(store: Store, keys: Iterable[str]) -> list[Path]:
-    """Return the files of a store that know what some of these jobs are called."""
+    """Return the job-list files of a store that contain any of these jobs."""
     wanted = set(keys)
     return [file for file, plan in _plans(store) if not wanted.isdisjoint(plan.labels)]
 
@@ -93,7 +93,7 @@ def _plans(store: Store) -> Iterator[tuple[Path, Planned]]:
 
 
 def _planned(value: Any) -> Planned | None:
-    """Return what a store keeps as the jobs of a study, unless it is something else."""
+    """Return a stored value as a job list, or None if it is not one."""
     if not isinstance(value, dict) or value.keys() != Planned.__dataclass_fields__.keys():
         return None
     labels, specs = value["labels"], value["specs"]
@@ -124,12 +124,12 @@ def _identity(study: Path, data: Mapping[str, str]) -> str | None:
             *(_state(file) for file in sorted(set(_files(value)))),
         ]
     except (OSError, ConfigError):
-        return None  # whoever reads the study says what is wrong
+        return None  # reading the study itself reports the error
     return f"plan-{hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:32]}"
 
 
 def _states(folder: Path, pattern: str) -> Iterable[str]:
-    """Describe the files of a folder as far as their names, sizes and times tell."""
+    """Describe the files of a folder by their names, sizes and modification times."""
     return map(_state, sorted(folder.rglob(pattern)))
 
 
@@ -139,7 +139,7 @@ def _state(file: Path) -> str:
 
 
 def _folders(value: Any) -> Iterator[Path]:
-    """Yield the local folders that data sets are named by, anywhere in a study."""
+    """Yield the local folders of data sets that are named anywhere in a study."""
     for text in _texts(value):
         if text.lower().startswith(IN_FOLDERS):
             folder = Path(text.partition(":")[2]).expanduser()
@@ -148,7 +148,7 @@ def _folders(value: Any) -> Iterator[Path]:
 
 
 def _files(value: Any) -> Iterator[Path]:
-    """Yield the local files that a study names: code with what it imports, weights, networks."""
+    """Yield the local files that a study names: code with its imports, weights, networks."""
     for text in _texts(value):
         for place in (text, text.rpartition(":")[0], f"{text}/architecture.json"):
             if len(place) < MOST_PATH and (file := Path(place).expanduser()).is_file():

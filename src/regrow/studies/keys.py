@@ -1,8 +1,8 @@
-"""The keys of a study file, with a line on what each says.
+"""The keys of a study file, with a line of description for each.
 
-The one list of them: a study is checked by it, and its reference and its JSON schema are made of
-it. Keys of arms stand with arms (``jobs.arms``, ``jobs.trials``); fields of recipes and options of
-data are those of their dataclasses.
+This is the only list of them: studies are checked against it, and the reference and the JSON schema
+are generated from it. Keys of arms are in ``jobs.arms`` and ``jobs.trials``; fields of recipes and
+options of data are those of their dataclasses.
 """
 
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ MODEL_KEYS: Mapping[str, str] = {
 }
 
 
-# Of a study whose networks a function of one's own trains ----------------------------------
+# Of a study whose networks the user's own function trains ----------------------------------
 
 OWN_KEYS: Mapping[str, str] = {
     "train": "the function: file.py:function, called with a model, a budget and a seed",

@@ -1,10 +1,10 @@
-"""Remarks that a careful reviewer would make of a study, each with what to write instead.
+"""Remarks that a careful reviewer would make on a study, each with what to write instead.
 
     for remark in remarks(study):
         print(remark.code, remark.reason, remark.remedy)
 
-Each rule is a function of one experiment. Nothing here is an error: a study may have its reasons,
-and says so by ``--ignore CODE``.
+Each rule is a function of one experiment. Remarks are not errors: a study may have its reasons, and
+``--ignore CODE`` leaves a remark out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,12 +38,12 @@ CODES = (
 )
 LEAST_BUDGETS = 3
 LEAST_SEEDS = 3  # a t interval of two seeds is ten times as wide as their standard deviation
-LIKELY = 0.9  # accuracy at which the sampling error of a test set is guessed before a run
+LIKELY = 0.9  # accuracy that is assumed, before a run, for the sampling error of a test set
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remark:
-    """One thing that a reviewer would say: its code, where, why, by whom, and what to write."""
+    """One remark: its code, reason, reference, remedy (what to write), and where it applies."""
 
     code: str
     reason: str
@@ -52,14 +52,14 @@ class Remark:
     where: str = ""
 
 
-Rule = Callable[[Any], Iterator[Remark]]  # of an ``Experiment``, or one of one's own
-AxisRule = Callable[[Axis], Iterator[Remark]]  # of one that is there at several budgets
+Rule = Callable[[Any], Iterator[Remark]]  # of an ``Experiment`` or an ``OwnExperiment``
+AxisRule = Callable[[Axis], Iterator[Remark]]  # of one experiment at several training budgets
 
 
 def remarks(study: Study) -> list[Remark]:
-    """Look at each experiment of a study; what several share is said once, for all of them.
+    """Return the remarks on a study; one that several experiments share appears once, naming them.
 
-    Of an experiment at several budgets each thing is said once, of the first budget it is true of.
+    An experiment at several budgets gets each code once, for the first budget that it applies to.
     """
     found: dict[Remark, list[str]] = {}
     for experiments, rules in ((study.experiments, RULES), (study.own, OWN_RULES)):
@@ -78,14 +78,14 @@ def remarks(study: Study) -> list[Remark]:
 
 
 def rounded_budgets(study: Study) -> list[Remark]:
-    """Return the remarks on training budgets that whole epochs do not spend, each once."""
+    """Return the distinct remarks on training budgets that whole epochs do not meet."""
     axes = [axis for part in (study.experiments, study.own) for axis in _axes(part)]
     found = (r for axis in axes if axis[0].budget is not None for r in _rounded(axis))
     return [*dict.fromkeys(found)]
 
 
 def _axes(experiments: Sequence[Any]) -> list[Axis]:
-    """Put together what is the same experiment but for its budget."""
+    """Group experiments that differ only in their budget."""
     axes: dict[Any, list[Any]] = {}
     for each in experiments:
         labels = tuple(use.label for use in each.uses), tuple(arm.name for arm in each.arms)
@@ -99,7 +99,7 @@ def _trained(experiment: Experiment, *starts: str) -> list[Arm]:
 
 
 def _pruned(experiment: Experiment) -> list[Arm]:
-    """Return the arms that are trained after a pruning; the unpruned network is none of them."""
+    """Return the arms that train pruned networks, without the arm ``unpruned``."""
     return [arm for arm in _trained(experiment, "inherited", "random") if arm.name != "unpruned"]
 
 
@@ -120,15 +120,15 @@ def _amounts(experiment: "Experiment | OwnExperiment") -> Iterator[Remark]:
     if single:
         yield Remark(
             code="one-amount",
-            reason="methods change places along the curve, and one amount shows one point of it "
-            f"({', '.join(single)})",
+            reason="the order of methods changes along the curve, and one amount shows one point "
+            f"of it ({', '.join(single)})",
             reference=BLALOCK,
             remedy="several amounts, e.g. macs: [0.7, 0.5, 0.3]",
         )
 
 
 def _is_single(use: MethodUse) -> bool:
-    """Tell whether a method removes one amount that could be another; published widths cannot."""
+    """Return whether a method has one amount that could be varied; published widths cannot."""
     cut = use.cuts[0]
     return len(use.cuts) == 1 and (cut.cost is not None or cut.target is None)
 
@@ -141,15 +141,14 @@ def _rivals(experiment: Experiment) -> Iterator[Remark]:
     if not any(_is_random(use) for use in uses):
         yield Remark(
             code="no-random-rival",
-            reason="no method chooses by chance, so it is not known what the choice itself is "
-            "worth",
+            reason="no method chooses at random, so it is not known what criteria contribute",
             reference=BLALOCK,
             remedy=f"methods: {{name: {_random_name(units)}, ...}} at the same amounts",
         )
     if "channel" in units and not any(_is_dense(use) for use in uses):
         yield Remark(
             code="no-uniform-rival",
-            reason="no small dense network (all widths times one factor) stands beside the "
+            reason="no small dense network (all widths times one factor) is compared with the "
             "pruned ones",
             reference=LIU,
             remedy="methods: {name: width, macs: ...} at the same cost, with the arm scratch-b",
@@ -176,8 +175,7 @@ def _arms(experiment: Experiment) -> Iterator[Remark]:
         yield Remark(
             code="no-scratch",
             reason="no arm trains the pruned architecture from scratch, so it is not known "
-            "what its "
-            "inherited weights are worth",
+            "what its inherited weights are worth",
             reference=LIU,
             remedy="arms: add scratch-e and scratch-b",
         )
@@ -192,7 +190,7 @@ def _arms(experiment: Experiment) -> Iterator[Remark]:
     if all(arm.name != "unpruned" for arm in experiment.arms):
         yield Remark(
             code="no-unpruned",
-            reason="the unpruned network is no row, so nobody sees what pruning cost",
+            reason="the unpruned network is not a row, so the loss caused by pruning is not shown",
             reference=BLALOCK,
             remedy="arms: add unpruned",
         )
@@ -200,8 +198,7 @@ def _arms(experiment: Experiment) -> Iterator[Remark]:
         yield Remark(
             code="weak-retraining",
             reason="inherited weights are trained at the last rate only; at higher rates they "
-            "often win, "
-            "so the verdict may turn",
+            "often win, so the verdict may change",
             reference=f"{RENDA}; {WANG}",
             remedy="arms: add lr-rewind, fine-tune-10x and one-cycle",
         )
@@ -212,7 +209,7 @@ def _at_last_rate(arm: Arm) -> bool:
 
 
 def _budgets(experiment: Experiment) -> Iterator[Remark]:
-    """Compare how long scratch training lasts with the parent's epochs and the retraining's."""
+    """Compare the epochs of scratch training with the parent's epochs plus the retraining's."""
     base = experiment.recipe.epochs
     scratch, inherited = _trained(experiment, "random"), _trained(experiment, "inherited")
     if not scratch or not inherited or any(a.budget.kind == "equal-flops" for a in scratch):
@@ -222,9 +219,8 @@ def _budgets(experiment: Experiment) -> Iterator[Remark]:
     if longest < pipeline:
         yield Remark(
             code="unequal-budgets",
-            reason=f"scratch training lasts {longest} epochs and inherited weights have seen "
-            f"{pipeline} "
-            "with their parent's",
+            reason=f"scratch training lasts {longest} epochs, and inherited weights have been "
+            f"trained for {pipeline}, counting their parent's",
             reference=f"{LIU}; {WANG}",
             remedy="arms: add scratch-b (equal FLOPs), and name the budget rule beside each "
             "verdict",
@@ -250,9 +246,8 @@ def _choice(experiment: Experiment) -> Iterator[Remark]:
     if several and not experiment.data.validation:
         yield Remark(
             code="chosen-on-test",
-            reason="no validation split is held out, so whatever is chosen (an arm, a rate, an "
-            "amount) "
-            "is chosen on the test set",
+            reason="no validation split is held out, so any choice (of an arm, a rate, an "
+            "amount) is made on the test set",
             reference=BOUTHILLIER,
             remedy="data: {name: ..., validation: 0.1}",
         )
@@ -263,8 +258,8 @@ def _few_budgets(axis: Axis) -> Iterator[Remark]:
     if len(budgets) < LEAST_BUDGETS:
         yield Remark(
             code="few-budgets",
-            reason=f"{len(budgets)} training budgets show no curve, and where two curves meet "
-            "cannot be told",
+            reason=f"{len(budgets)} training budgets show no curve, so the point where two curves "
+            "meet cannot be found",
             reference=LIU,
             remedy=f"budgets: [{', '.join(str(budgets[0] * 2**k) for k in range(4))}]",
         )
@@ -274,9 +269,9 @@ def _fixed(axis: Axis) -> Iterator[Remark]:
     for what, remedy in fixed(axis):
         yield Remark(
             code="fixed-in-epochs",
-            reason=f"{what} at every training budget, so it is another share of each",
+            reason=f"{what} at every training budget, so it is a different share of each",
             reference="",
-            remedy=f"{remedy} in its place, if it is to follow the budget",
+            remedy=f"{remedy} instead, if it should scale with the budget",
         )
 
 
@@ -284,7 +279,7 @@ def _rounded(axis: Axis) -> Iterator[Remark]:
     if missed := "; ".join(rounded(axis)):
         yield Remark(
             code="rounded-shares",
-            reason=f"{missed}: the smallest budgets are given more or less than the others",
+            reason=f"{missed}: the smallest budgets get a larger or smaller share than the others",
             reference="",
             remedy="rounding: updates (the last epoch is trained in part)"
             if isinstance(axis[0].recipe, Recipe)
@@ -297,20 +292,20 @@ def _moving_last_rate(axis: Axis) -> Iterator[Remark]:
     if len(rates) > 1:
         yield Remark(
             code="moving-last-rate",
-            reason=f"the recipe's last learning rate is another at other training budgets "
-            f"({min(rates):.2g} to {max(rates):.2g}), and arms go on at it",
+            reason=f"the recipe's last learning rate depends on the training budget "
+            f"({min(rates):.2g} to {max(rates):.2g}), and arms continue at it",
             reference=RENDA,
             remedy="arms: {name: fine-tune, peak_rates: 0.01}",
         )
 
 
 AXIS_RULES: Sequence[AxisRule] = (_few_budgets, _fixed, _rounded, _moving_last_rate)
-OWN_RULES: Sequence[Rule] = (_seeds, _amounts)  # of networks that a function of one's own trains
+OWN_RULES: Sequence[Rule] = (_seeds, _amounts)  # for networks that the user's own function trains
 RULES: Sequence[Rule] = (*OWN_RULES, _rivals, _arms, _budgets, _costs, _choice)
 
 
 def of_margin(study: Study) -> Iterator[Remark]:
-    """Compare the margin with what the test set can resolve; needs the data."""
+    """Yield remarks on margins below the resolution of the test set; reads the data."""
     from regrow.studies.expand import material
 
     for experiment in study.experiments:

@@ -1,18 +1,18 @@
-"""Studies of a user's own network, trained by a user's own function.
+"""Studies of a user's own network, trained by the user's own function.
 
     name: mine
     train: my_train.py:train          # train(model, budget, seed) -> metrics
     metric: {name: accuracy, num_test: 450, chance: 0.1}
-    budget: {epochs: 30}              # what the network's whole training spends
+    budget: {epochs: 30}              # the length of the unpruned network's training
     models: {network: "nets.py:MobileNet", input: 1x1x8x8, weights: weights.pt}
     methods: {name: l1, macs: 0.5}    # or small: FOLDER, which `regrow shrink` wrote
-    examples: "folder:PATH"           # what criteria by gradients or activations look at
+    examples: "folder:PATH"           # data for criteria that use gradients or activations
     arms: [unpruned, pruned, fine-tune, scratch-e, {name: scratch-b, cap: 3}]
     uniform: true                     # the same network at uniform widths, of the same cost
     rivals: [timm/resnet10t, {network: "nets.py:MobileNet", set: {width: 11}}]
     seeds: 3
 
-An arm is a start and a budget here: schedule, rate and loss are the function's own. ``regrow
+Here an arm is only a start and a budget: the function decides on schedule, rate and loss. ``regrow
 compare`` writes such a study.
 """
 
@@ -59,12 +59,12 @@ KNOWN_METRICS = {
     for metric in (ACCURACY, TOKEN_ACCURACY, R_SQUARED, BITS_PER_BYTE)
 }
 UNIFORM = "uniform"
-FEW = 16  # examples, on which a method is tried
+FEW = 16  # examples that a method is tried on
 
 
 @dataclass(frozen=True)
 class WholeBudget:
-    """The budget of the uncut network's whole training."""
+    """The budget of the unpruned network's training."""
 
     amount: int
     unit: Unit
@@ -85,10 +85,10 @@ class Rival:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnExperiment:
-    """One network of one's own, its training function, and everything that is compared on them.
+    """A user's own network, its training function, and everything that is compared on them.
 
-    ``data`` and ``recipe`` are what stands in their place in a table: the function, and what a
-    whole training spends.
+    ``data`` and ``recipe`` hold what takes their place in a table: the training function, and the
+    budget of the unpruned network's training.
     """
 
     data: TrainFunction
@@ -98,24 +98,24 @@ class OwnExperiment:
     recipe: WholeBudget
     judged: Judged
     uses: tuple[MethodUse, ...]
-    folders: tuple[CutFolder | None, ...]  # for each use: the folder that it stands for
+    folders: tuple[CutFolder | None, ...]  # for each use: the folder that it represents, if any
     arms: tuple[Arm, ...]
     rivals: tuple[Rival, ...]
     uniform: Arm | None
-    examples: Material | None  # what criteria look at
+    examples: Material | None  # the data for criteria
     seeds: tuple[int, ...]
     head: ClassVar[None] = None
     backbone: ClassVar[None] = None
-    budget: int | None = None  # the whole training's epochs, where the study has several
+    budget: int | None = None  # the training budget in epochs, if the study has several
 
     @property
     def title(self) -> str:
-        """Its network for people, with the budget where there are several."""
+        """The network's label, with the budget if there are several."""
         return " for ".join(filter(None, (self.model_label, epochs_in_words(self.budget))))
 
 
 def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
-    """Read what stands under the keys ``OWN_KEYS``: an experiment for each of the budgets."""
+    """Read the values of the keys ``OWN_KEYS``: an experiment for each training budget."""
     for key in ("train", "metric", *(() if "budgets" in value else ("budget",)), "models"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing: a study with a 'train' function needs it.")
@@ -167,10 +167,10 @@ def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
 def _network(
     entry: Any, keys: Collection[str], folders: Sequence[CutFolder] = ()
 ) -> tuple[OwnNetwork, str]:
-    """Read a network with its label in tables.
+    """Read a network and its label in tables.
 
-    Without ``input`` it takes those that the first of the smaller ones was cut with, or else what
-    a network of a library says that it takes.
+    Without ``input``, its inputs are those that the first of the ``folders`` was cut with, or else
+    those that a library declares for its network.
     """
     fields = mapping({"network": entry} if isinstance(entry, str) else entry, "A network", keys)
     where = text(fields.get("network"), "network")
@@ -193,7 +193,7 @@ def _network(
         keep=tuple(text(name, "keep") for name in as_list(fields.get("keep", []))),
     )
     if network.is_given:
-        network.given()  # says what does not fit
+        network.given()  # raises an error if the weights do not fit
     try:
         check_names(built, network.example)
         network.cost()
@@ -230,7 +230,7 @@ def _rival(
     name = fields.pop("vary", None)
     if "network" in fields and name is not None:
         raise ConfigError(
-            "A rival with a 'vary' is the network itself with one argument made less. Leave out "
+            "A rival with a 'vary' is the network itself with one argument reduced. Leave out "
             "'network'."
         )
     if "network" not in fields and name is None and not changed:
@@ -250,15 +250,15 @@ def _rival(
 
 
 def _wholes(value: Mapping[str, Any], network: OwnNetwork) -> list[tuple[int | None, WholeBudget]]:
-    """Read what whole trainings spend: one, or several ``budgets`` of epochs."""
+    """Read the budget of the unpruned network's training, or several ``budgets`` in epochs."""
     own = _whole(value["budget"], network) if "budget" in value else None
     if "budgets" not in value:
         assert own is not None
         return [(None, own)]
     if network.is_given:
         raise ConfigError(
-            "The 'budgets' are epochs of the whole network's training, and it comes with trained "
-            "'weights'. Leave one of them out."
+            "The 'budgets' are epochs of the unpruned network's training, and it comes with "
+            "trained 'weights'. Leave one of them out."
         )
     if own is not None and own.epochs is None:
         raise ConfigError(
@@ -270,7 +270,7 @@ def _wholes(value: Mapping[str, Any], network: OwnNetwork) -> list[tuple[int | N
 
 
 def _whole(value: Any, network: OwnNetwork) -> WholeBudget:
-    """Read what a whole training spends: ``{epochs: 30}``, or a number of epochs."""
+    """Read the unpruned network's training budget: ``{epochs: 30}``, or a number of epochs."""
     fields = {"epochs": value} if not isinstance(value, Mapping) else dict(value)
     units = (*BUDGET_UNITS, "flops")
     if len(fields) != 1 or not set(fields) <= {*units}:
@@ -294,7 +294,7 @@ def _whole(value: Any, network: OwnNetwork) -> WholeBudget:
 
 
 def _judged(value: Any) -> Judged:
-    """Read what networks are scored by, and what is known of the test set."""
+    """Read the metric that networks are scored by, and what is known of the test set."""
     fields = {"name": value} if isinstance(value, str) else value
     fields = mapping(fields, "'metric'", METRIC_KEYS)
     name, margin = text(fields.get("name"), "name"), fields.get("margin")
@@ -352,8 +352,8 @@ def _arms(value: Any, network: OwnNetwork) -> tuple[Arm, ...]:
         said += ["schedule"] if isinstance(entry, Mapping) and "schedule" in entry else []
         if said:
             raise ConfigError(
-                f"The arm {arm.name!r} has {said[0]!r}, and with a 'train' function of your own "
-                "an arm is a start and a budget: schedule, rate and loss are the function's."
+                f"The arm {arm.name!r} has {said[0]!r}, but with your own 'train' function an arm "
+                "is only a start and a budget: the function decides on schedule, rate and loss."
             )
         if network.is_given and arm.start == "initial" and arm != UNPRUNED:
             raise ConfigError(
@@ -368,14 +368,14 @@ def _arms(value: Any, network: OwnNetwork) -> tuple[Arm, ...]:
 
 
 def _check_use(use: MethodUse) -> None:
-    """Refuse methods that act while a network trains, or hold weights at zero."""
+    """Refuse methods that do more than prune a trained network in one step."""
     method = use.method
     reasons = {
         "does more than choose units: it acts while the network trains": method.treatment,
-        f"removes {method.unit}s, which a function of your own would not hold at zero": (
+        f"removes {method.unit}s, which your own function would not hold at zero": (
             not UNITS.get(method.unit).narrows
         ),
-        "mends weights by data, which this study does not have": method.repair,
+        "reconstructs weights from data, which this study does not have": method.repair,
         "follows other networks": method.follows,
         "trains in 'rounds'": any(cut.step is not None for cut in use.cuts),
         "has 'shares' or a 'target'": any(cut.shares is not None for cut in use.cuts),
@@ -383,13 +383,13 @@ def _check_use(use: MethodUse) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise ConfigError(
-                f"The method {use.label!r} {reason}. With a 'train' function take one that cuts a "
-                "trained network at once, such as l1."
+                f"The method {use.label!r} {reason}. With a 'train' function, use a method that "
+                "prunes a trained network in one step, such as l1."
             )
 
 
 def _examples(name: Any, network: OwnNetwork) -> Material | None:
-    """Look at the data for criteria by gradients or activations."""
+    """Read and check the data for criteria that use gradients or activations."""
     if name is None:
         return None
     spec = spec_of(text(name, "examples"), network.inputs)
@@ -398,7 +398,7 @@ def _examples(name: Any, network: OwnNetwork) -> Material | None:
 
 
 def _try(use: MethodUse, network: OwnNetwork, examples: Material | None) -> None:
-    """Choose by a method on the network as drawn, so that what it lacks is said at once."""
+    """Try a method on the untrained network, so that it fails now rather than after training."""
     how = use.method
     for cut in use.cuts:
         amount = ("sparsity", 0.5 if cut.sparsity is None else cut.sparsity)
@@ -446,7 +446,7 @@ def _tried(
 
 
 def _given(folder: CutFolder) -> MethodUse:
-    """Return what stands for a folder's cut in a table."""
+    """Return the method use that represents a folder's cut in a table."""
     method = Method(name="cut", criterion="first", trained=False, scope=("all",))
     cut = Cut(target=Path(folder.path).name)
     return MethodUse(method=method, label=method.name, cuts=(cut,))

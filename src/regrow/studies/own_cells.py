@@ -53,7 +53,7 @@ def _row(
 
 
 def _cell(experiment: OwnExperiment, job: OwnTrain, seed: int, **place: Any) -> Cell:
-    """Make a cell like any other: reports read of both only what experiments of both kinds have."""
+    """Make a cell as of an ``Experiment``: reports read only attributes that both kinds have."""
     return Cell(experiment=experiment, job=job, seed=seed, **place)  # type: ignore[arg-type]
 
 
@@ -65,9 +65,9 @@ def _rival(experiment: OwnExperiment, rival: Rival, seed: int) -> OwnTrain:
 def _retrain(
     experiment: OwnExperiment, plain: OwnTrain, prune: OwnPrune, arm: Arm, seed: int
 ) -> OwnTrain:
-    """Train what a pruning left, from the start of an arm.
+    """Return the training of a pruned network by an arm.
 
-    Where the weights are given and nothing is trained, one measurement is that of every seed.
+    If its weights are given and nothing is trained, one measurement serves all seeds.
     """
     label = f"{prune.label.partition(' prune')[0]} {arm.name}"
     given = arm.start == "inherited" and (prune.folder is not None or plain.is_published)
@@ -100,7 +100,7 @@ def _train(
 
 
 def _plain(experiment: OwnExperiment, seed: int) -> OwnTrain:
-    """Return the network as it came: scored once if it has weights, else trained for each seed."""
+    """Return the unpruned network's job: scored once if it has weights, else trained per seed."""
     label = f"{experiment.title} unpruned"
     if experiment.model.is_given:
         as_is = replace(UNPRUNED, budget=Budget(kind="none"))
@@ -115,7 +115,7 @@ def _prune(
     cut: Cut,
     folder: CutFolder | None,
 ) -> OwnPrune:
-    """Return the pruning of one seed; of a network that comes with weights there is one for all."""
+    """Return the pruning of one seed; a network with given weights has one for all seeds."""
     label = f"{experiment.title} {use.label} {cut.label} prune"
     if folder is not None:
         return OwnPrune(

@@ -1,4 +1,4 @@
-"""The JSON schema of study files, for editors: made of the keys and values that check a study.
+"""The JSON schema of study files, for editors: generated from the keys and values of studies.
 
     regrow schema --out study.schema.json
 
@@ -6,8 +6,8 @@ and in the first line of a study::
 
     # yaml-language-server: $schema=study.schema.json
 
-What the schema refuses the loader refuses. Rules between several keys (a penalty's strength without
-a penalty, a rate without its optimiser) are the loader's alone: there the schema is the looser one.
+Whatever the schema rejects, the loader rejects too. Rules between several keys (a penalty's
+strength without a penalty, a rate without its optimiser) are checked by the loader only.
 """
 
 import inspect
@@ -82,9 +82,9 @@ from regrow.train.optimiser import OF_RECIPE, OPTIMISERS
 from regrow.train.optimiser import PASSED as PASSED_TO_OPTIMISER
 from regrow.train.schedules import SCHEDULES
 
-DRAFT = "http://json-schema.org/draft-07/schema#"  # which editors know best
+DRAFT = "http://json-schema.org/draft-07/schema#"  # the draft that editors support best
 ABOUT = "A study of regrow: see `regrow schema --help`"
-OF_STUDY = ("name", "title", "margin", "reference")  # keys of the whole, never of an experiment
+OF_STUDY = ("name", "title", "margin", "reference")  # keys of the study, never of an experiment
 
 
 def schema() -> Schema:
@@ -129,7 +129,7 @@ def _definitions() -> dict[str, Schema]:
 
 
 def _adapted(*prefixes: str) -> Schema:
-    """Return what fits names of other libraries' ways to prune, as registries compare them."""
+    """Return the schema of other libraries' method names, spelled as registries compare them."""
     spellings = [
         "".join(f"[{c}{c.upper()}]" if c.isalpha() else "[-_ ]" for c in prefix)
         for prefix in prefixes
@@ -145,7 +145,7 @@ def _ref(name: str) -> Schema:
 
 
 def _of_study() -> dict[str, Schema]:
-    """Return the keys that are of the whole study."""
+    """Return the schemas of the keys of the whole study."""
     margin = with_bounds(float, lambda value: read_margin({"margin": value}))
     forms = {
         "name": {**TEXT, "pattern": r"^[^./\\][^/\\]*$", "maxLength": MOST_NAME_BYTES},
@@ -157,9 +157,9 @@ def _of_study() -> dict[str, Schema]:
 
 
 def _by_kind(shared: Mapping[str, Schema], *, whole: bool) -> Schema:
-    """Return what fits an experiment of any kind beside keys that are shared with all kinds.
+    """Return the schema of an experiment of any kind; all kinds have the keys ``shared``.
 
-    One that is not the ``whole`` study takes from its top level what it does not say itself.
+    An experiment that is not the ``whole`` study has no required keys, as it inherits them.
     """
     kinds = {
         "own": ({TRAIN}, _own(), (TRAIN, "metric", "models")),
@@ -180,10 +180,9 @@ def _by_kind(shared: Mapping[str, Schema], *, whole: bool) -> Schema:
 
 
 def _several() -> Schema:
-    """Return what fits a study of several experiments.
+    """Return the schema of a study with a list of experiments.
 
-    What stands beside them is for those that do not say it themselves: where all do, it may be
-    anything.
+    A key at the top level is checked only if some experiment lacks it, and so inherits it.
     """
     others = (key for key in (*KEYS, *OWN_KEYS, *head_keys()) if key not in OF_STUDY)
     beside: dict[str, Schema] = {key: {} for key in others}
@@ -201,7 +200,7 @@ def _several() -> Schema:
 
 
 def _plain() -> dict[str, Schema]:
-    """Return the axes of a study of networks that are pruned and compared."""
+    """Return the schemas of the axes of a study of networks that are pruned and compared."""
     default = [arm.name for arm in DEFAULT_ARMS]
     forms = {
         "data": one_or_list(_ref("data"), minItems=1),
@@ -218,7 +217,7 @@ def _plain() -> dict[str, Schema]:
 
 
 def _transfer() -> dict[str, Schema]:
-    """Return the keys of a study of what is built on a backbone."""
+    """Return the schemas of the keys of a study of heads that are built on a backbone."""
     plain = _plain()
     once = {key: form for key, form in plain.items() if key != "budgets"}
     arms = one_or_list({"enum": [*TRANSFERS]}, minItems=1)
@@ -230,12 +229,12 @@ def _transfer() -> dict[str, Schema]:
         "recipe": any_of(_name_of_recipe(), an_object(_recipe_fields())),
         "backbone": {**an_object(once), "description": KEYS["backbone"]},
     }
-    of_backbone = ("models", "methods", "rounding")  # refused beside it
+    of_backbone = ("models", "methods", "rounding")  # refused beside a backbone
     return {key: form for key, form in forms.items() if key not in of_backbone}
 
 
 def _own() -> dict[str, Schema]:
-    """Return the keys of a study of a network that a function of one's own trains."""
+    """Return the schemas of the keys of a study whose network the user's own function trains."""
     network = any_of(TEXT, an_object(described(_network_forms(), OWN_MODEL_KEYS)))
     whole = {"type": "integer", "minimum": 1}
     flops: Schema = {"type": "number", "exclusiveMinimum": 0}
@@ -296,7 +295,7 @@ def _data() -> Schema:
 
 
 def _model() -> Schema:
-    """Return what fits a model: arguments of registered ones are those of their factories."""
+    """Return the schema of a model; a registered one has the arguments of its factory."""
     forms = {
         "name": _ref("model_name"),
         "label": any_of(TEXT, NOTHING),
@@ -348,7 +347,7 @@ def _seeds() -> Schema:
 
 
 def _budget() -> Schema:
-    """Return what fits a training budget: epochs, or a factor of the recipe's."""
+    """Return the schema of a training budget: epochs, or a factor of the recipe's."""
     factor = {"type": "string", "pattern": f"^({FACTOR.pattern})$"}
     return any_of({"type": "integer", "minimum": 1}, factor)
 
@@ -370,7 +369,7 @@ def _name_of_recipe() -> Schema:
 
 
 def _recipe_fields() -> dict[str, Schema]:
-    """Return the schemas of a recipe's fields, and of the name that they begin from."""
+    """Return the schemas of a recipe's fields, and of the name of the recipe that they change."""
     forms: dict[str, Schema] = {
         "schedule": {"enum": [*SCHEDULES.names()]},
         "precision": {"enum": [*get_args(Precision), AUTO], "default": AUTO},
@@ -379,7 +378,7 @@ def _recipe_fields() -> dict[str, Schema]:
         "optimiser": any_of(_optimiser(), NOTHING),
     }
     given = of_fields(Recipe, Recipe, forms=forms)
-    del given["last_epoch"]  # which arms come to
+    del given["last_epoch"]  # follows from the budgets of arms
     return {"name": _name_of_recipe(), **given}
 
 
@@ -436,7 +435,7 @@ def _arm() -> Schema:
 
 
 def _an_arm(**given: Any) -> Arm:
-    """Make an arm whose number is asked about, with what such a number needs beside it."""
+    """Make an arm with the field whose bounds are probed, and the fields that it requires."""
     about = {
         "start": "rewound" if {"epoch", "epoch_share"} & {*given} else "inherited",
         "schedule": "drops" if "drop_at" in given else "full",
@@ -449,7 +448,7 @@ def _an_arm(**given: Any) -> Arm:
 
 
 def _method() -> Schema:
-    """Return what fits a method: one entry needs an amount, unless its allocation has only one."""
+    """Return the schema of a method, which needs an amount unless its allocation has only one."""
     source: dict[str, Schema] = {
         "model": _ref("model"),
         "data": _ref("data"),
@@ -484,7 +483,7 @@ def _amounts() -> dict[str, Schema]:
 
 
 def _parts() -> dict[str, Schema]:
-    """Return the keys of a method besides what it removes."""
+    """Return the schemas of a method's keys besides its amount."""
     kinds: Schema = {"enum": [*SCOPES]}
     return {
         "name": _ref("method_name"),

@@ -1,4 +1,4 @@
-"""A study, read from YAML and checked at the edge.
+"""A study, read from YAML and checked when it is read.
 
     name: small
     data: {name: "hf:images/cifar10", subset: 5000}
@@ -10,26 +10,26 @@
     seeds: 3
     recipe: {name: cifar, epochs: 20}
 
-How much goes is a ``sparsity``, the share of units that is removed; or a cost, the share that may
-be left at most: ``macs: 0.5``, ``parameters: 0.3``, ``latency: 0.5``, one or a list; or a
+The amount of pruning is a ``sparsity``, the share of units that is removed; or a cost, the largest
+share that may remain: ``macs: 0.5``, ``parameters: 0.3``, ``latency: 0.5``, one or a list; or a
 ``target`` or ``shares``. The allocations ``2:4`` and ``4:8`` need none of these.
 
-Some methods take more: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: late}`` prunes what
-an arm, such as ``{name: late, start: rewound, epoch: 5}``, made of the round before
-(``winning-ticket`` unless said); ``{name: soft-filter, sparsity: 0.3, pretrained: true, lr: 0.01}``
-trains on from the unpruned network at another rate; ``{name: sparse-structure, target: zeros}``
-drops the blocks whose factor training brought to zero; ``{name: guided-pruning, sparsity: 0.5,
-from: {model: vgg-16, data: cifar10}}`` builds a network after what another method left of others
-(``from`` may name its ``model``, ``data``, ``method`` and ``recipe``; they are the row's own unless
-said).
+Some methods have further options: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: late}``
+prunes, in each round, the network that an arm such as ``{name: late, start: rewound, epoch: 5}``
+trained after the previous round (default ``winning-ticket``); ``{name: soft-filter, sparsity: 0.3,
+pretrained: true, lr: 0.01}`` continues training from the unpruned network at another rate; ``{name:
+sparse-structure, target: zeros}`` removes the blocks whose factor was trained to zero; ``{name:
+guided-pruning, sparsity: 0.5, from: {model: vgg-16, data: cifar10}}`` keeps of each stage the share
+that another method kept in other networks (``from`` may name their ``model``, ``data``, ``method``
+and ``recipe``; by default they are the row's own).
 
-How long the unpruned network trains may be an axis: ``budgets: [2, 4, 8, 16]`` (epochs), or
-``[0.25x, 0.5x, 1x]`` (factors of the recipe's own). Each row is there once for each, and arms
-follow as they are said: in shares (``share``, ``epoch_share``, ``schedule_share``,
-``warmup_share``), as equal epochs or FLOPs, at multiples of the recipe's highest rate
-(``peak_rates``); what is said in epochs stays what it is (see ``studies.budgets``).
+The length of the unpruned network's training may be an axis: ``budgets: [2, 4, 8, 16]`` (epochs),
+or ``[0.25x, 0.5x, 1x]`` (factors of the recipe's own). Each row is run once per budget. Arms scale
+with it if they are given in shares (``share``, ``epoch_share``, ``schedule_share``,
+``warmup_share``), as equal epochs or FLOPs, or at multiples of the recipe's highest rate
+(``peak_rates``); settings in epochs do not change (see ``studies.budgets``).
 
-Networks of another task, such as detectors, are built on those of a ``backbone``, an experiment of
+Networks for another task, such as detectors, are built on those of a ``backbone``, an experiment of
 one network, one data set and one method::
 
     backbone:
@@ -44,19 +44,19 @@ one network, one data set and one method::
 
 Arms (the paper's Table 12): ``prune-c`` is built on the classifier that was pruned and fine-tuned,
 ``scratch-e`` and ``scratch-b`` on the pruned classifier trained from scratch; ``prune-d`` prunes
-the backbone of the unpruned detector and goes on at its last rate.
+the backbone of the unpruned detector and continues training at its last rate.
 
-``experiments`` lists several of these in one study; what an experiment does not say, it takes from
+``experiments`` lists several experiments in one study; keys that an experiment lacks are taken from
 the study's top level.
 
-``reference`` names the method that the report compares each other one with, at one cost; without
-it, each is compared with each.
+``reference`` names the method that the report compares every other one with, at equal cost; without
+it, all pairs are compared.
 
-A study with ``train: my_train.py:train`` is of a network of one's own, trained by a function of
-one's own: see ``studies.own``.
+A study with ``train: my_train.py:train`` compares versions of the user's own network, trained by
+the user's own function: see ``studies.own``.
 
-A model with ``weights: torchvision`` is not trained but taken as it is published, on data of the
-same thousand classes (on other data it is trained on from those weights).
+A model with ``weights: torchvision`` is not trained but used as published, on data with the same
+thousand classes (on other data, training continues from those weights).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 100_000
 MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
-TRAIN = "train"  # the key of a study whose networks a function of one's own trains
+TRAIN = "train"  # the key of a study whose networks the user's own function trains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class Study:
     title: str
     experiments: tuple[Experiment, ...]
     margin: float | None = None  # None: the metric's own
-    reference: str | None = None  # the method that others are compared with; None: each with each
-    own: "tuple[OwnExperiment, ...]" = ()  # of networks of one's own
+    reference: str | None = None  # the method that others are compared with; None: all pairs
+    own: "tuple[OwnExperiment, ...]" = ()  # experiments on the user's own networks
     notes: tuple[str, ...] = ()  # for its report
 
     def __post_init__(self) -> None:
@@ -127,9 +127,9 @@ class Study:
     ) -> "Study":
         """Read a study file; a ``ConfigError`` says where it is wrong.
 
-        ``precision`` is what recipes have that say ``auto``, or nothing; a function is asked only
-        if there is one, and may say the engine too (see ``run.precision``). ``data`` stand in for
-        those that the study names; ``change`` is made to all of it after that.
+        ``precision`` is that of recipes with ``auto`` or none; a function is called only if there
+        is such a recipe, and may choose the engine too (see ``run.precision``). ``data`` replaces
+        data sets that the study names; then ``change`` is applied to the whole study.
         """
 
         def parse(value: Any, name: str) -> "Study":
@@ -160,16 +160,16 @@ class Study:
 
     @property
     def longest(self) -> int:
-        """The epochs of the longest recipe, with those that experiments depend on."""
+        """The epochs of the longest recipe, including those of backbones."""
         beneath = [e.backbone for e in self.experiments if e.backbone is not None]
         return max(experiment.recipe.epochs for experiment in (*self.experiments, *beneath))
 
     def cells(self) -> "list[Cell]":
-        """Expand into the rows of the table, one cell a seed, in report order.
+        """Expand into the rows of the table, one cell per seed, in report order.
 
-        Looks at the data (to know its shape and the identity of its content) and traces each
-        network once, so that what cannot work is refused before anything is trained. What several
-        experiments ask for alike stands there once.
+        Reads the data (for its shape and a digest of its content) and traces each network once, so
+        that errors are found before anything is trained. Rows that several experiments share appear
+        once.
         """
         from regrow.studies.expand import expanded
 
@@ -197,7 +197,7 @@ class Study:
 
 
 def _known(value: Any, keys: Collection[str]) -> Collection[str]:
-    """Return the keys that a study may have; those of heads, which need PyTorch, if it has more."""
+    """Return the keys that a study may have; those of heads import PyTorch, so only if needed."""
     if not isinstance(value, Mapping) or set(value) <= {*keys}:
         return keys
     if TRAIN in value:
@@ -208,7 +208,7 @@ def _known(value: Any, keys: Collection[str]) -> Collection[str]:
 
 
 def _read(value: Mapping[str, Any]) -> "list[AnyExperiment]":
-    """Read the experiments of networks that are compared, or of what is built on them."""
+    """Read experiments on a user's own network, on pruned networks, or on heads built on them."""
     if TRAIN in value:
         from regrow.studies.own import read_own
 
@@ -234,7 +234,7 @@ def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> "list[AnyExper
 
 
 def _check_rows(experiments: "Iterable[AnyExperiment]") -> None:
-    """Refuse a table that nobody could run, before it is expanded."""
+    """Refuse a table with too many rows to run, before it is expanded."""
     rows = sum(
         len(experiment.seeds)
         * (1 + sum(len(use.cuts) for use in experiment.uses) * len(experiment.arms))
@@ -248,7 +248,7 @@ def _check_rows(experiments: "Iterable[AnyExperiment]") -> None:
 
 
 def check_reference(name: str, experiments: Iterable[Experiment]) -> None:
-    """Refuse to compare methods with one that the study does not have."""
+    """Refuse a reference method that the study does not have."""
     labels = dict.fromkeys(use.label for experiment in experiments for use in experiment.uses)
     if name not in labels:
         raise ConfigError(
@@ -258,7 +258,7 @@ def check_reference(name: str, experiments: Iterable[Experiment]) -> None:
 
 
 def read_margin(top: Mapping[str, Any]) -> float | None:
-    """Check below which difference arms count as equivalent, in the unit of the report."""
+    """Read the difference below which arms count as equivalent, in the unit of the report."""
     margin = top.get("margin")
     if "margin" in top and (not is_number(margin) or margin <= 0):
         raise ConfigError(
@@ -269,13 +269,13 @@ def read_margin(top: Mapping[str, Any]) -> float | None:
 
 
 def file_name(value: Any) -> str:
-    """Check a study's name, under which its report is written."""
+    """Check a study's name, which is also the name of its report's folder."""
     name = text(value, "name")
     good = name.isprintable() and len(name.encode()) <= MOST_NAME_BYTES
     if not good or "/" in name or "\\" in name or name.startswith("."):
         raise ConfigError(
             f"The 'name' of a study names a folder, so it has one line of at most "
             f"{MOST_NAME_BYTES} bytes and can have no slash and no dot in front. Got "
-            f"{short(name)}; a 'title' is free."
+            f"{short(name)}; a 'title' may be any text."
         )
     return name

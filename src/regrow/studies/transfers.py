@@ -1,4 +1,4 @@
-"""Experiments that build networks for a task on those of another: on the arms of a ``backbone``."""
+"""Experiments that build heads, such as detectors, on the networks of a ``backbone``'s arms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ from regrow.train import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """An arm of what is built on a backbone: ``on`` is the backbone's arm that it is built on.
+    """An arm of heads that are built on a backbone; ``on`` is the arm of the backbone used.
 
-    ``further``: what was built on it is pruned itself, and goes on at its last rate.
+    ``further``: the network with the head is pruned itself, and trained further at the last rate.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Transfer:
 
     @property
     def unpruned(self) -> bool:
-        """True if nothing of it is pruned, neither the backbone nor what is built on it."""
+        """True if neither the backbone nor the network built on it is pruned."""
         return self.needs == UNPRUNED.name and not self.further
 
     def after(self, arm: Arm) -> Arm:
-        """Return what happens after pruning, to the backbone or to what is built on it."""
+        """Return the arm that follows pruning: the backbone's, or the network's with a head."""
         if not self.further:
             return replace(arm, name=self.name)
         budget = Budget(kind="equal-epochs")
@@ -63,15 +63,15 @@ TRANSFERS: Mapping[str, Transfer] = {
 
 
 def head_keys() -> tuple[str, ...]:
-    """Return the keys of a study that say what is built on a backbone, such as ``detector``."""
+    """Return the keys of a study that configure the head on a backbone, such as ``detector``."""
     return tuple(_heads())
 
 
 def read_transfers(value: Mapping[str, Any]) -> list[Experiment]:
-    """Read what is built on the networks of another experiment: once for each of the budgets."""
+    """Read heads built on the networks of another experiment: an experiment for each budget."""
     for key in ("backbone", "data"):
         if key not in value:
-            raise ConfigError(f"{key!r} is missing. A study of what is built on networks needs it.")
+            raise ConfigError(f"{key!r} is missing. A study of heads on a backbone needs it.")
     for key in ("models", "methods", "rounding"):
         if key in value:
             raise ConfigError(f"{key!r} belongs to the 'backbone'. Move it there.")
@@ -116,7 +116,7 @@ def _heads() -> dict[str, type[Head]]:
 
 
 def _head(value: Mapping[str, Any]) -> Head:
-    """Read what is built: named by its own key, or the one of the study's task."""
+    """Read the head: named by its own key in the study, or that of the study's task."""
     heads = _heads()
     named = [noun for noun in heads if noun in value] or [*heads]
     if "task" in value:
@@ -141,7 +141,7 @@ def _transfers(value: Any) -> tuple[Transfer, ...]:
 
 
 def _backbone(value: Mapping[str, Any], transfers: Sequence[Transfer]) -> Experiment:
-    """Read the experiment of the backbones, with the arms that are built on."""
+    """Read the backbone's experiment, with the arms that heads are built on."""
     fields = mapping(value["backbone"], "The 'backbone'", AXES)
     if "budgets" in fields:
         raise ConfigError(
@@ -177,7 +177,7 @@ def _backbone(value: Mapping[str, Any], transfers: Sequence[Transfer]) -> Experi
 
 
 def _check_use(use: MethodUse, transfers: Sequence[Transfer], subject: str) -> None:
-    """Refuse a method that leaves no smaller network, or cannot prune what is built."""
+    """Refuse a method that leaves no smaller network, or cannot prune the network with a head."""
     method = use.method
     if not UNITS.get(method.unit).narrows:
         raise ConfigError(
@@ -186,7 +186,7 @@ def _check_use(use: MethodUse, transfers: Sequence[Transfer], subject: str) -> N
             "l1-filter."
         )
     reasons = {
-        "mends a classifier's weights after it has cut them": method.repair is not None,
+        "reconstructs a classifier's weights after pruning": method.repair is not None,
         "follows other networks": use.source is not None,
         "is asked for a share of a cost": any(cut.cost is not None for cut in use.cuts),
         "prunes in rounds": any(cut.rounds > 1 or cut.step is not None for cut in use.cuts),
@@ -195,9 +195,9 @@ def _check_use(use: MethodUse, transfers: Sequence[Transfer], subject: str) -> N
     for transfer in transfers:
         if transfer.further and why is not None:
             raise ConfigError(
-                f"The arm {transfer.name!r} prunes the backbone of {subject} by its weights, at "
-                f"once, to a 'sparsity', a 'target' or 'shares', and {method.name!r} {why}. Leave "
-                "the arm out, or prune so."
+                f"The arm {transfer.name!r} prunes the backbone of {subject} by its weights, in "
+                f"one step, to a 'sparsity', a 'target' or 'shares', but {method.name!r} {why}. "
+                "Leave the arm out, or use another method or amount."
             )
 
 

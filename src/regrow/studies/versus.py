@@ -1,4 +1,4 @@
-"""The study that compares methods of one's own with built-in ones and with rivals that need none.
+"""The study that compares a user's own methods with built-in ones and with controls.
 
 It is an ordinary study, which ``regrow versus`` writes beside its report: methods at equal costs,
 each retrained in several ways, and scratch training of equal FLOPs.
@@ -15,9 +15,9 @@ from regrow.pruning.method import METHODS, Method
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided
 
-MEASURED = (UNPRUNED, PRUNED)  # which every table has
+MEASURED = (UNPRUNED, PRUNED)  # in every table
 RETRAINED = (*RETRAININGS, SCRATCH_B)
-VALIDATION = 0.1  # of the training data: what the best retraining is chosen on
+VALIDATION = 0.1  # share of the training data on which the best retraining is chosen
 # What a method is compared with unless others are named: published methods, then the controls.
 CUT = ("l1-filter", "fpgm", "taylor", "random", "uniform", "width")
 MASKED = ("magnitude", "lamp", "snip", "uniform-sparsification", "width")
@@ -25,7 +25,7 @@ SAME_SCOPE = ("random", "uniform")  # controls remove what the method itself rem
 
 
 def default_rivals(own: Method) -> tuple[str, ...]:
-    """Name what a method is compared with: other ways to do what it does, and controls.
+    """Return the methods to compare with: published ones that remove the same units, and controls.
 
     >>> default_rivals(METHODS.get("fisher"))
     ('l1-filter', 'fpgm', 'taylor', 'random', 'uniform', 'width')
@@ -63,7 +63,7 @@ def study_of(
     seeds: int,
     recipe: Any,
 ) -> dict[str, Any]:
-    """Return the study, as a file has it; data without a ``validation`` split hold a share out."""
+    """Return the study as a file has it; data without ``validation`` get a held-out share."""
     costs: dict[str, list[float]] = {}
     for cost, share in targets:
         costs.setdefault(cost, []).append(share)
@@ -90,9 +90,9 @@ def study_of(
 def without_impossible(
     value: dict[str, Any], names: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Leave out of a study those of some methods that its network cannot be pruned by.
+    """Remove from a study those of the named methods that cannot prune its network.
 
-    Returns the study that is left, and why each of the others is not in it.
+    Returns the remaining study, and the reason for each removed method.
     """
     reasons: dict[str, str] = {}
     for entry in [entry for entry in value["methods"] if entry["name"] in {*names}]:

@@ -1,8 +1,8 @@
-"""Read a study file: YAML as people mean it, and what stands in for parts of it.
+"""Read a study file: safe YAML, and replacements for parts of it.
 
-What a file may cost to read is bounded here: its bytes, its nesting, and what its aliases unfold
-to. Other data (``--data NAME=OTHER``) and a precision are put in the place of those that it names,
-or leaves open. What its values mean is checked by their owners.
+The cost of reading a file is bounded: its bytes, its nesting, and the size of its expanded aliases.
+Data sets are replaced (``--data NAME=OTHER``), and precisions that a study leaves open are filled
+in. The values themselves are checked by the classes that own them.
 """
 
 import re
@@ -18,18 +18,18 @@ from regrow.train import AUTO, Computing, Precision
 
 Read = TypeVar("Read")
 
-MOST_BYTES = 50_000  # a second to read; the longest study here has 6 kB
+MOST_BYTES = 50_000  # takes a second to parse; the longest study here has 6 kB
 MOST_DEPTH = 20
-MOST_CHARACTERS = 1_000_000  # with every alias unfolded
+MOST_CHARACTERS = 1_000_000  # with every alias expanded
 MOST_INT = 2**63 - 1  # what JSON, numpy and torch can hold
 _MERGE = "tag:yaml.org,2002:merge"  # <<: *anchor
 _SCIENTIFIC = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:
-    """Read a study file of any kind: ``parse`` takes its content and the file's bare name.
+    """Read a study file of any kind: ``parse`` takes its value and the file's name without suffix.
 
-    What is wrong is a ``ConfigError`` that names the file.
+    Any error in it is a ``ConfigError`` that names the file.
     """
     file = Path(path)
     try:
@@ -56,7 +56,7 @@ def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:
 
 
 def _meant(path: Path) -> str:
-    """Say what a path that is no study may have been meant for."""
+    """Return a hint at what a path that is not a study may have been meant for."""
     if (path / "study.yaml").is_file():
         return f" Do you mean {path / 'study.yaml'}?"
     if (path / "architecture.json").is_file():
@@ -68,7 +68,7 @@ def _meant(path: Path) -> str:
 
 
 def read_value(content: str) -> Any:
-    """Read a value as it may stand in a study: a name, a number or a mapping.
+    """Read a value as a study file may have it: a name, a number or a mapping.
 
     >>> read_value("hf:some/path"), read_value("{name: vgg-16, width: 0.25}")
     ('hf:some/path', {'name': 'vgg-16', 'width': 0.25})
@@ -80,7 +80,7 @@ def read_value(content: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-3 is a number, and a key that stands twice is an error."""
+    """A safe YAML loader to which 1e-3 is a number, and a repeated key an error."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -88,14 +88,14 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[str, int] = {}  # by anchor
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Count what a node holds, before it becomes a value."""
+        """Bound a node's depth and expanded characters, before it becomes a value."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         before, anchor = self._characters, event.anchor
         place: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
             if anchor in self.anchors and anchor not in self._sizes:
                 raise yaml.composer.ComposerError(
-                    None, None, f"{short(anchor)} stands within itself", place
+                    None, None, f"{short(anchor)} contains itself", place
                 )
             self._characters += self._sizes.get(anchor, 1)
         else:
@@ -104,7 +104,7 @@ class _Loader(yaml.SafeLoader):
         if self._depth > MOST_DEPTH or self._characters > MOST_CHARACTERS:
             excess = f"nests more than {MOST_DEPTH} deep"
             if self._depth <= MOST_DEPTH:
-                excess = f"unfolds to more than {MOST_CHARACTERS:,} characters"
+                excess = f"expands to more than {MOST_CHARACTERS:,} characters"
             raise yaml.composer.ComposerError(None, None, f"the file {excess}", place)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -113,7 +113,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Make a value; one that is not what its tag says is an error at its place."""
+        """Construct a value; one that does not fit its tag is an error that names its place."""
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, str) and any(map(_is_control, value)):
@@ -128,12 +128,12 @@ class _Loader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a mapping, each of whose keys stands once."""
+        """Construct a mapping; refuse repeated keys."""
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = None if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
             if key_node.tag == _MERGE or not isinstance(key, str | int | float):
-                continue  # what is no key at all is refused below
+                continue  # other types are refused as keys below
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {short(key)} occurs twice", key_node.start_mark
@@ -149,7 +149,7 @@ def _is_control(character: str) -> bool:
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
 
 
-# What stands in for parts of a study -------------------------------------------------------
+# Replacements for parts of a study ---------------------------------------------------------
 
 
 def pairs(values: Sequence[str]) -> dict[str, str]:
@@ -171,9 +171,9 @@ def pairs(values: Sequence[str]) -> dict[str, str]:
 
 
 def replaced(value: Any, replacements: Mapping[str, str]) -> Any:
-    """Return a study, as a file has it, with other data in the place of those named.
+    """Return a study, as a file has it, with the named data sets replaced.
 
-    Data go by their name or their label, wherever the study speaks of them; their options stay.
+    Data sets are identified by name or label, anywhere in the study; their options are kept.
     """
     names: set[str] = set()
     study = _replaced(value, replacements, names)
@@ -202,7 +202,7 @@ def _replaced(value: Any, replacements: Mapping[str, str], names: set[str]) -> A
 
 
 def _other(data: Any, replacements: Mapping[str, str], names: set[str]) -> Any:
-    """Return what stands in for one data set, or that itself."""
+    """Return the replacement of a data set, or the data set itself."""
     fields = data if isinstance(data, Mapping) else {"name": data}
     names_here = [name for key in ("name", "label") if isinstance(name := fields.get(key), str)]
     names |= set(names_here)
@@ -216,15 +216,15 @@ Choose = Callable[[], Precision | Computing]
 
 
 def decided(value: Any, choose: Choose) -> Any:
-    """Return a study, as a file has it, whose recipes say what they compute by.
+    """Return a study, as a file has it, with the precision and engine of its recipes filled in.
 
-    Where they do not: this precision, and with it this engine. ``choose`` is asked only if a recipe
-    does not say, or says ``auto``.
+    ``choose`` returns them for recipes without a precision, or with ``auto`` for either; it is
+    called only if there are such recipes.
     """
-    if not isinstance(value, Mapping) or "train" in value:  # a function of one's own decides
+    if not isinstance(value, Mapping) or "train" in value:  # the user's own function decides
         return value
     study = _decided(value, choose)
-    whole = {} if "backbone" in value else {"name": "cifar"}  # what a study has that gives none
+    whole = {} if "backbone" in value else {"name": "cifar"}  # the default recipe
     if "recipe" not in value:
         study["recipe"] = _decided_recipe(whole, choose)
     if isinstance(value.get("backbone"), Mapping):
@@ -254,7 +254,7 @@ def _decided_recipe(value: Any, choose: Choose) -> Any:
     computing = chosen if isinstance(chosen, Computing) else Computing(precision=chosen)
     found = {**recipe, "precision": computing.precision if is_open else recipe["precision"]}
     if found["precision"] == "bf16":
-        found.pop("engine", None)  # there is one
+        found.pop("engine", None)  # bf16 has only one engine
     elif recipe.get("engine", AUTO) == AUTO:
         found["engine"] = computing.engine
     return found
