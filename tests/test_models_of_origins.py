@@ -166,7 +166,9 @@ def test_what_cannot_be_meant_is_one_message(
 @pytest.mark.usefixtures("here")
 def test_a_network_whose_outputs_do_not_fit_its_data_is_refused_before_it_trains() -> None:
     Path("odd.py").write_text(CODE.replace(".mean((2, 3))", "").replace("self.head(", "("))
-    with pytest.raises(ConfigError, match=r"objective 'cross-entropy' was tried on the outputs of odd\.py"):
+    with pytest.raises(
+        ConfigError, match=r"objective 'cross-entropy' was tried on the outputs of odd\.py"
+    ):
         study("odd.py:Net").cells()
 
 

@@ -242,7 +242,10 @@ WRONG = [  # what is asked for beside a comparison, and the message
     (("--macs", "0.5", "--rival", "width 3"), "--rival must be a network, timm/NAME, or arg"),
     (("--macs", "0.5", "--rival", " "), "--rival must be a network, timm/NAME, or arguments"),
     (("--macs", "0.5", "--rival-budget", "equal"), "--rival-budget: Unknown budget 'equal'. Did"),
-    (("--macs", "0.5", "--width-multiplier", "width=3"), "names an argument without a value. Got 'width=3'"),
+    (
+        ("--macs", "0.5", "--width-multiplier", "width=3"),
+        "names an argument without a value. Got 'width=3'",
+    ),
     (("--macs", "0.5", "--width-multiplier", "depth"), "no number 'depth' among its arguments"),
     (("--macs", "0.5", "--weights", "random"), "Leave it out: the network then begins with new"),
     (("--macs", "0.5", "--weights", "pretraind"), "no such file. Do you mean published?"),
