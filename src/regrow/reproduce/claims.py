@@ -3,8 +3,8 @@
     print(render(evaluate_claims(find_paper("liu2019"))))
 
 Statements about the paper's own rows ("most", "8 of 10") are judged by counts, statements about
-accuracy by tests; ``rules`` says what each asks, the paper's ``claims.py`` holds its claims. Where
-the printed tables contradict the paper's text, the finding says so.
+accuracy by tests. ``rules`` has the tests, and the paper's ``claims.py`` its claims. Where the
+printed tables contradict the paper's text, the finding says so.
 """
 
 import math
@@ -74,7 +74,7 @@ class Finding:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The finding in words, one sentence a part, with counts and p-values."""
+        """The finding in words, one sentence per part, with counts and p-values."""
         return (*(_sentence(part) for part in self.parts), *self.notes)
 
     @property
@@ -162,7 +162,7 @@ def _judge(claim: Claim, evidence: ClaimEvidence) -> Finding:
 
 
 def _widened(frame: pd.DataFrame) -> pd.DataFrame:
-    """Take printed stds as dividing by n: sqrt(n / (n - 1)) larger, sqrt(5/4) for the 5 seeds."""
+    """Treat printed stds as divided by n: enlarge by sqrt(n / (n - 1)), sqrt(5/4) for n = 5."""
     factor = [math.sqrt(n / (n - 1)) if n > 1 else 1.0 for n in frame["n"]]
     return frame.assign(std=frame["std"] * factor)
 
@@ -173,7 +173,7 @@ def _sentence(part: Judgement) -> str:
 
 
 def render(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -> str:
-    """Write findings for the terminal, 100 columns: all outcomes first, then each in words.
+    """Return findings as text of 100 columns: all outcomes first, then each in words.
 
     ``findings`` are those of the printed numbers; ``measured`` may add those of our results.
     """
@@ -201,7 +201,7 @@ def render(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -> 
 
 
 def markdown(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -> str:
-    """Write findings as a page: one table of outcomes, then each in words under its section."""
+    """Return findings as Markdown: a table of outcomes, then each in words under its section."""
     by_number = _by_number(measured)
     columns = ["", "claim", "tables", "paper", *(["ours"] if measured else [])]
     lines = ["# The paper's claims", "", " ".join(_counts(findings, measured)), ""]
@@ -256,7 +256,7 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def disagreements(findings: Sequence[Finding]) -> list[str]:
-    """Name the claims that the numbers contradict or do not show as a whole, with the rows."""
+    """Return the claims that the numbers contradict or show only in part, with the rows."""
     lines = []
     for outcome in ("does not hold", "partly"):
         for finding in findings:

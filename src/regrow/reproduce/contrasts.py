@@ -1,4 +1,4 @@
-"""Arm against arm over the rows of the paper's tables, or over rows of ours in the same form.
+"""Comparison of arms over the rows of the paper's tables, or over rows of ours in the same form.
 
 Welch's t from summary figures, corrected by Holm over the rows of one contrast within one table;
 equivalence within a margin (two one-sided tests); counts of rows by sign with the exact sign test.
@@ -82,13 +82,13 @@ class Pair:
 
     @property
     def where(self) -> str:
-        """The row for people."""
+        """The row's data set, model and target, for display."""
         parts = (self.row["dataset"], self.row["model"], self.row["target"])
         return " ".join(part for part in parts if part)
 
     @property
     def named(self) -> str:
-        """The row with its difference, for people."""
+        """The row with its difference, for display."""
         return f"{self.where} {signed(self.comparison.difference)}"
 
     def significant(self, *, corrected: bool) -> bool:
@@ -136,11 +136,11 @@ class Tally:
         return pooled(compared)
 
     def directed(self) -> list[tuple[Pair, float]]:
-        """Give each row with its difference in the direction that the claim asks for."""
+        """Return each row with its difference in the direction that the claim asks for."""
         return list(zip(self.pairs, self.differences, strict=True))
 
     def above(self, points: float) -> int:
-        """Count the rows whose difference exceeds so many points."""
+        """Count the rows whose difference exceeds ``points``."""
         return sum(d > points + ROUNDING for d in self.differences)
 
     def significant(self, sign: int, *, corrected: bool) -> int:
@@ -192,7 +192,7 @@ class Tally:
         return numbers
 
     def sentence(self) -> str:
-        """Word the counts, means and p-values."""
+        """Return the counts, means and p-values in words."""
         plain = replace(self, sign=1)
         signs = sign_test(plain.differences)
         text = f"{signs.up} of {self.num} rows up, {signs.down} down (sign test {p_value(signs.p)})"
@@ -259,7 +259,7 @@ def _reasons(
     *,
     margin: float,
 ) -> tuple[Reason, ...]:
-    """Return why two rows allow no conclusion, by all that is known of their network."""
+    """Return why two rows allow no conclusion, from all that is known of their network."""
     network = [
         candidate for candidate in rows if all(candidate[name] == row[name] for name in NETWORK)
     ]

@@ -1,4 +1,4 @@
-"""A claim's part about winners: one arm against several others, row by row of printed tables."""
+"""Parts of claims about winners: one arm against several others, row by row of printed tables."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
-"""Curve against curve in Figures 3, 5 and 6: accuracy at equal parameters, and the reverse.
+"""Comparison of curves in Figures 3, 5 and 6: accuracy at equal parameters, and the reverse.
 
 The numbers are those that ``regrow reproduce figure-5`` writes. A curve is the line through the
 points of a series, as drawn: straight between neighbours, with the unpruned network at its end. The
-series of Figure 7 have their points at the same shares pruned, and are compared there.
+series of Figure 7 have their points at the same shares pruned, and are compared at those.
 """
 
 from bisect import bisect_left
@@ -20,8 +20,8 @@ from regrow.reproduce.paper import UNPRUNED
 from regrow.reproduce.printed import records
 
 POINT = ("panel", "series", "ratio", "parameters", "mean", "std", "n", "n_expected")
-# Of equal sparsity two networks differ this little in size, where chance draws what goes; a point
-# that lies so little beyond the end of the other curve is compared with its end.
+# Relative difference in parameters of networks with equal sparsity whose units were removed at
+# random; a point no further beyond the end of the other curve is compared with that end.
 SLACK = 0.02
 
 
@@ -38,7 +38,7 @@ class Point:
 class CurveContrast:
     """Two curves to compare: ``first`` minus ``second``, at each point of the first.
 
-    They stand in the panels of a figure whose names begin with ``panels``. At equal shares pruned,
+    They are in the panels of a figure whose names begin with ``panels``. At equal shares pruned,
     the unpruned network is left out, because both series begin with it.
     """
 
@@ -112,11 +112,11 @@ def opposed(
 def accuracy_at(curve: Sequence[Point], parameters: float) -> Sample | None:
     """Read a curve at a number of parameters; None beyond its ends.
 
-    Between two points, of which it takes 1 - w and w, the mean is linear and the variance
-    (1 - w)^2 s1^2 + w^2 s2^2, because the runs of two points are independent.
+    Between two points with weights 1 - w and w, the mean is interpolated linearly, and the variance
+    is (1 - w)^2 s1^2 + w^2 s2^2, because the runs of two points are independent.
 
     Args:
-        curve: its points by rising parameters.
+        curve: its points in order of increasing parameters.
         parameters: where to read it.
     """
     if not curve or not _within(curve, parameters):
@@ -140,7 +140,7 @@ def accuracy_at(curve: Sequence[Point], parameters: float) -> Sample | None:
 def parameters_at(curve: Sequence[Point], accuracy: float) -> float | None:
     """Return the fewest parameters at which a curve reaches an accuracy; None if it never does.
 
-    None too where it is there at its smallest point already: smaller ones were not tried.
+    Also None if its smallest point already reaches it, because smaller ones were not tried.
     """
     if not curve or curve[0].accuracy.mean >= accuracy:
         return None

@@ -1,8 +1,8 @@
-"""Numbers of others for the unpruned networks of a table: of other papers, and of repositories.
+"""Published numbers for the unpruned networks of a table, from other papers and repositories.
 
-Those of repositories stand in ``papers/elsewhere.csv``: data set and network as the tables call
-them, the number, its source with the commit, and how it came about. They are no reference for a
-verdict; they show how far a parent is from what the network reaches.
+Those of repositories are in ``papers/elsewhere.csv``: data set and network as the tables name them,
+the number, its source with the commit, and how it was obtained. They are not used in verdicts; they
+show how far a parent is from what its network reaches elsewhere.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ COLUMNS = ("network", "the paper", "ours", "elsewhere", "source")
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere:
-    """A number that others print for an unpruned network of a table."""
+    """Another source's number for an unpruned network of a table."""
 
     cell: TableCell
     number: PrintedCell
@@ -49,7 +49,7 @@ class Elsewhere:
 
 
 def elsewhere(paper: Paper, sheet: Sheet) -> tuple[Elsewhere, ...]:
-    """Return what others print for the unpruned networks of a table, repositories first."""
+    """Return other sources' numbers for the unpruned networks of a table, repositories first."""
     found = []
     seen = set[tuple[str, str]]()
     for cell in sheet.cells:
@@ -72,7 +72,7 @@ def elsewhere(paper: Paper, sheet: Sheet) -> tuple[Elsewhere, ...]:
 
 
 def plain(rows: tuple[Elsewhere, ...]) -> str:
-    """Write them as text: a line each, and its source below."""
+    """Return them as text: a line each, with its source below."""
     lines = [TITLE]
     for row in rows:
         network, by_paper, ours, number, source = row.texts
@@ -81,13 +81,13 @@ def plain(rows: tuple[Elsewhere, ...]) -> str:
 
 
 def markdown(rows: tuple[Elsewhere, ...]) -> str:
-    """Write them as a table."""
+    """Return them as a Markdown table."""
     lines = [f"### {TITLE}", "", f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row.texts)} |" for row in rows), ""])
 
 
 def as_csv(rows: tuple[Elsewhere, ...]) -> str:
-    """Write them as data."""
+    """Return them as CSV."""
     columns = ("dataset", "model", "mean", "std", "source", "how")
     values = [
         (
@@ -109,7 +109,7 @@ def _counted(cell: TableCell) -> str:
 
 
 def _of_papers(paper: Paper, network: tuple[str, str]) -> Iterator[tuple[PrintedCell, str]]:
-    """Yield what other papers print for a network, each number once."""
+    """Yield the distinct numbers that other papers print for an unpruned network."""
     for other in papers().values():
         if other.name == paper.name:
             continue

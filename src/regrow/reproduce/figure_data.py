@@ -1,6 +1,6 @@
-"""The numbers that a figure plots: a frame for its CSV, and rows of text for people.
+"""The numbers that a figure plots: a frame for its CSV, and rows of text for display.
 
-What has not been run stands in the rows as such, and in the frame with n = 0 or not at all.
+Points that have not been run are marked in the rows, and have n = 0 in the frame or are missing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,10 +26,10 @@ from regrow.reproduce.weights import BIN, NEAR, near_zero
 HEAT = ("stage", "kernel_row", "kernel_col")
 STAGES = ("3", "4", "5")  # those that Figure 4 shows
 POSITIONS = ("1", "2", "3")
-# Series of Figure 7, by where their arms start; the control that is drawn as the ticket is none.
+# Series of Figure 7 by the start of their arms; the control with redrawn weights has no series.
 TICKETS: Mapping[Start, str] = {"initial": "winning ticket", "random": "random"}
-BINS = (60, 120, 200, 300, 600, 1200, 3000, FINEST)  # those that merge the finest ones evenly
-TOP = 30_000  # of Figure 8's vertical axis
+BINS = (60, 120, 200, 300, 600, 1200, 3000, FINEST)  # numbers that divide FINEST
+TOP = 30_000  # upper limit of Figure 8's vertical axis
 Row = tuple[str, ...]
 
 
@@ -37,7 +37,7 @@ Row = tuple[str, ...]
 class FigureData:
     """The numbers of a figure: in a frame, and as text under the names of its columns.
 
-    ``condition`` says what is not as in the paper, the scale and the images, in a few words.
+    ``condition`` names the scale and the images where they are not the paper's.
     """
 
     name: str
@@ -57,7 +57,7 @@ class FigureData:
 
 
 def gather(plan: Plan, results: Sequence[StudyResults]) -> FigureData | None:
-    """Gather what a figure plots; None for a table."""
+    """Gather the numbers that a figure plots; None for a table."""
     entry = plan.entry
     if entry.kind not in GATHER:
         return None
@@ -101,7 +101,7 @@ def _tickets(results: Sequence[StudyResults]) -> Gathered:
 
 
 def _ticket_series(planned: PlannedCell) -> list[str]:
-    """Name the series of a cell: none for a control, both for the network as it was."""
+    """Return the series of a cell: none for a control, both for the unpruned network."""
     rate = f"rate {planned.cell.experiment.recipe.lr:g}"
     if planned.cell.arm == UNPRUNED:
         return [f"{start}, {rate}" for start in TICKETS.values()]
@@ -180,7 +180,7 @@ def _histograms(results: Sequence[StudyResults]) -> Gathered:
 
 
 def _described(bins: pd.DataFrame, results: Sequence[StudyResults]) -> pd.DataFrame:
-    """Add to each network's bins what is known of it."""
+    """Add to each network's bins its score and the columns of ``KNOWN``."""
     networks: dict[tuple[str, str], Run] = {}
     for study in results:
         for cell, run in zip(study.part.cells, study.runs, strict=False):
@@ -198,9 +198,9 @@ def _described(bins: pd.DataFrame, results: Sequence[StudyResults]) -> pd.DataFr
 
 
 def _merged(fine: pd.DataFrame) -> pd.DataFrame:
-    """Merge the finest bins into the fewest with which no count leaves the paper's axis.
+    """Merge the finest bins into the fewest whose counts all fit on the paper's axis.
 
-    The first and the last bin of each network reach to infinity, and are not merged.
+    The first and the last bin of each network extend to infinity, and are not merged.
     """
     if not len(fine):
         return pd.DataFrame(columns=[*BIN]).astype({"low": float, "high": float})
@@ -242,7 +242,7 @@ GATHER: dict[Kind, Callable[[Sequence[StudyResults]], Gathered]] = {
 
 
 def plain(figure: FigureData) -> str:
-    """Write the numbers as aligned text; what repeats in the first columns stands there once."""
+    """Return the numbers as aligned text; repeated values in the first two columns appear once."""
     rows = [figure.columns, *_once(figure.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -256,19 +256,19 @@ def plain(figure: FigureData) -> str:
 
 
 def markdown(figure: FigureData) -> str:
-    """Write the numbers as a Markdown table."""
+    """Return the numbers as a Markdown table."""
     lines = [f"| {' | '.join(figure.columns)} |", "|---|---|" + "---:|" * (len(figure.columns) - 2)]
     lines += [f"| {' | '.join(row)} |" for row in _once(figure.rows)]
     return "\n".join([*lines, ""])
 
 
 def title(figure: FigureData) -> str:
-    """Name a figure and say what it shows."""
+    """Return a figure's name and caption."""
     return f"{figure.name.replace('-', ' ').capitalize()}. {figure.caption}"
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """Leave out of the first two columns what stands in the row above."""
+    """Blank the values of the first two columns that repeat those of the row above."""
     sparse: list[Row] = []
     for previous, row in zip([None, *rows], rows, strict=False):
         num_repeated = 0

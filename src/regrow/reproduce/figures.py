@@ -1,7 +1,7 @@
 """The paper's figures drawn from our numbers: curves, heat maps of kernels, histograms of weights.
 
-Colours are those of Okabe and Ito where the paper names none; its blue, red, green and brown for
-pruned, uniform, guided and transferred are matched by theirs. A panel without a number says so.
+Pruned, uniform, guided and transferred are blue, red, green and brown as in the paper, the first
+three in the shades of Okabe and Ito. A panel without numbers is marked.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = (3.6, 3.0)  # inches
-LEAST = 1.0  # points of accuracy that an axis spans at least
+LEAST = 1.0  # smallest span of an axis, in points of accuracy
 STEP = 5_000  # between ticks of Figure 8's vertical axis
 
 
 @dataclass(frozen=True)
 class Style:
-    """The look of a series; dashed lines get hollow markers, to be seen on top of another."""
+    """The look of a series; dashed lines get hollow markers, to be visible on top of another."""
 
     colour: str
     marker: str
@@ -61,7 +61,7 @@ STYLES = {
     "winning ticket, rate 0.01": Style(BLUE, "o", "--"),
     "random, rate 0.01": Style(RED, "s", "--"),
 }
-PLAIN = Style("#555555", "*", "none")  # the network as it was, a single point
+PLAIN = Style("#555555", "*", "none")  # the unpruned network, a single point
 
 
 def draw(data: FigureData, folder: Path) -> SavedFigure:
@@ -152,7 +152,7 @@ def _legend(figure: "Figure", series: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=n, **STYLES.get(n, PLAIN).options) for n in series]
-    inches = sum(0.6 + 0.07 * len(name) for name in series)  # of one row, about
+    inches = sum(0.6 + 0.07 * len(name) for name in series)  # approximate width of a single row
     columns = len(handles) if inches < figure.get_figwidth() else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 

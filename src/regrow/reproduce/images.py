@@ -1,6 +1,6 @@
-"""The request for a table or figure, and the images that stand for the paper's.
+"""The request for a table or figure, and the images that are used for the paper's.
 
-Images that are not the paper's go by a label that says so, and by a sentence for the report.
+Images that are not the paper's have a label that says so, and a note in the report.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from regrow.reproduce.paper import DataSet, Paper
 from regrow.reproduce.scales import Scale
 from regrow.studies.expand import material
 
-IMAGENET, VOC = "imagenet", "voc2007"  # what detectors are trained on, in this order
+IMAGENET, VOC = "imagenet", "voc2007"  # data of detectors: the backbone's, then the detector's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +23,19 @@ class Request:
     scale: Scale
     data: Mapping[str, str] = field(default_factory=dict)
     seeds: int | None = None
-    only: tuple[str, ...] = ()  # rows that contain any of these; all rows where there is none
+    only: tuple[str, ...] = ()  # rows that match any of these patterns; all rows if empty
     precision: str | None = None
-    without: frozenset[tuple[str, ...]] = frozenset()  # networks left out, by their place
+    without: frozenset[tuple[str, ...]] = frozenset()  # networks left out, by their labels
     budget: tuple[str, ...] = ()  # how its budget was chosen, and what it leaves out
 
 
 def images_for(
     data_value: str | Mapping[str, Any], paper: Paper, request: Request, *, least_size: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
-    """Choose the data set that stands for one of the paper's, and say so if it is another.
+    """Choose the data set to use for one of the paper's, with notes if it is another.
 
-    Options besides the name (a normalisation) also apply to a copy, which is known by its classes;
-    images of another kind have their own.
+    Options besides the name (a normalisation) are kept if they fit the other data, such as a copy;
+    images of another kind use their own.
     """
     scale = request.scale
     original: dict[str, Any] = (
@@ -78,7 +78,7 @@ def images_for(
 
 
 def _stand_in(original: Mapping[str, Any], stand_in: str) -> dict[str, Any]:
-    """Put another data set in the place of one, with its normalisation if it has that too."""
+    """Replace a data set by another, keeping its options if they fit the other."""
     data = {**original, "name": stand_in}
     if len(data) > 1:
         try:
@@ -91,7 +91,7 @@ def _stand_in(original: Mapping[str, Any], stand_in: str) -> dict[str, Any]:
 def methods_on(
     methods: Any, paper: Paper, request: Request, *, least_size: int
 ) -> tuple[list[Any], list[str]]:
-    """Choose the data of the networks that methods follow."""
+    """Choose the data of the networks that methods follow, with notes on replaced data."""
     chosen: list[Any] = []
     notes: list[str] = []
     for method in methods:
@@ -106,7 +106,7 @@ def methods_on(
 
 
 def detection_images_for(paper: Paper, request: Request) -> tuple[dict[str, Any], list[str]]:
-    """Choose the images that stand for VOC 2007, and say which."""
+    """Choose the images to use for VOC 2007, with a note that names them."""
     scale, label = request.scale, paper.datasets[VOC].label
     stand_in = request.data.get(VOC) or scale.detection.stand_in
     if stand_in is None:
@@ -114,7 +114,7 @@ def detection_images_for(paper: Paper, request: Request) -> tuple[dict[str, Any]
             f"{label} is not downloaded. Name a copy, or a data set to use instead: "
             f"--data {VOC}=voc:PATH."
         )
-    # Broken files of other people's data are left out, with a notice.
+    # Broken files in a user's data are skipped, with a notice.
     data: dict[str, Any] = {"name": stand_in, "on_error": "skip"}
     available = material(DataSpec.from_json(data))
     data["subset"] = _at_most(scale.subset, available.num_train, available.classes)

@@ -1,8 +1,8 @@
 """Columns beside our numbers that describe the networks behind them.
 
-The rules of ``report.validity`` ask for more than an accuracy: the size of the test set and its
-chance level, how a training ended, and what network was pruned. It stands in the files that
-``regrow reproduce`` writes, so that ``regrow claims`` can tell which rows allow no conclusion.
+The rules of ``report.validity`` need more than an accuracy: the size of the test set and its chance
+level, how training ended, and which network was pruned. ``regrow reproduce`` writes these to its
+files, so that ``regrow claims`` can find the rows that allow no conclusion.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ ACCURACY = "accuracy"  # column of the mean where ``mean`` is a change from anot
 
 
 def known_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the columns of ``KNOWN`` for the runs of one cell; None is what is not known."""
+    """Return the columns of ``KNOWN`` for the runs of one cell; None means unknown."""
     network, parent = evidence(runs), parent_evidence(runs)
     return {name: getattr(network, name, None) for name in OWN} | {
         name: getattr(parent, name.removeprefix("parent_"), None) for name in PARENT
@@ -45,9 +45,9 @@ def known_of(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
-    """Return the columns for prunings, whose parents are the trained networks among the jobs.
+    """Return the columns of ``KNOWN`` for prunings of the trained networks among the jobs.
 
-    How a training ended under a method's treatment says nothing of its convergence.
+    Endings of trainings with a method's treatment are left out: they say nothing of convergence.
     """
     trained = [job for job in jobs if job.scored_on is not None and job.pruning is None]
     data = [job.scored_on for job in trained if isinstance(job.scored_on, Material)]
@@ -67,17 +67,17 @@ def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Make numbers of a frame's columns of ``KNOWN``, whatever happens to be missing."""
+    """Convert a frame's columns of ``KNOWN`` to floats, even where all values are missing."""
     return frame.astype(dict.fromkeys(KNOWN, float))
 
 
 def has_known(frame: pd.DataFrame) -> bool:
-    """Tell whether a frame says what is known: printed numbers do not."""
+    """Return whether a frame has the columns of ``KNOWN``, which printed numbers lack."""
     return set(KNOWN) <= set(frame.columns)
 
 
 def evidence_in(row: Mapping[str, Any]) -> Evidence:
-    """Read what a row says of its own networks."""
+    """Return a row's evidence on its own networks."""
     mean = row[ACCURACY] if ACCURACY in row else row["mean"]
     return Evidence(
         mean=float(mean),
@@ -91,7 +91,7 @@ def evidence_in(row: Mapping[str, Any]) -> Evidence:
 
 
 def parent_in(row: Mapping[str, Any]) -> Evidence | None:
-    """Read what a row says of the network that was pruned; None where it says nothing."""
+    """Return a row's evidence on the network that was pruned; None if it has none."""
     if (mean := _number(row["parent_mean"])) is None:
         return None
     return Evidence(
@@ -108,13 +108,13 @@ def parent_in(row: Mapping[str, Any]) -> Evidence | None:
 def usable(
     frame: pd.DataFrame, *, margin: float, named: Sequence[str], accuracies: bool
 ) -> tuple[pd.DataFrame, dict[str, tuple[Reason, ...]]]:
-    """Part the rows that allow conclusions by themselves from the others, with the reasons.
+    """Return the rows that allow conclusions by themselves, and the reasons against the others.
 
     Args:
         frame: points of curves, or what was kept of networks.
         margin: in points.
         named: columns that name a row in a message.
-        accuracies: whether ``mean`` is an accuracy; what was kept stands and falls with the parent.
+        accuracies: whether ``mean`` is an accuracy; if not, a row is judged by its parent alone.
     """
     if not has_known(frame):
         return frame, {}
@@ -134,7 +134,7 @@ def usable(
 
 
 def worded(left_out: Mapping[str, Sequence[Reason]]) -> str:
-    """Count rows by the first reason that leaves each out, and give the figures of one of them."""
+    """Return the counts of rows by their first excluding reason, with the figures of one each."""
     first: dict[Rule, list[Reason]] = {}
     for reasons in left_out.values():
         reason = next(reason for reason in reasons if reason.excludes)
@@ -159,7 +159,7 @@ def reasons_against(
         first, second: rows that are compared.
         margin: in points.
         plain: the row of the unpruned network, if there is one.
-        cut: rows of all that was trained of what is left of it.
+        cut: rows of all networks that were trained from the same pruning.
     """
     whole = evidence_in(plain) if plain is not None else None
     parents: list[Evidence | None] = [

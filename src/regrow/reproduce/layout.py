@@ -1,8 +1,8 @@
-"""A paper's tables as it lays them out, each cell with the printed number and ours beside it.
+"""A paper's tables in the paper's layout, each cell with the printed number and ours.
 
-A table is a caption and a shape: which labels head a section, a row and a column. The order is that
-of the printed cells. ``lay_out`` puts cells in place; ``terminal``, ``markdown`` and ``latex``
-write them. A cell that we have not run says so.
+A table is a caption and a shape: the labels of sections, rows and columns. The order is that of the
+printed cells. ``lay_out`` puts cells in place; ``terminal``, ``markdown`` and ``latex`` format
+them. Cells that we have not run are marked.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from regrow.reproduce.printed import (
     sample,
 )
 
-BETWEEN_REASONS = "; "  # why a printed number is no reference; no reason contains it
+BETWEEN_REASONS = "; "  # between reasons why a printed number is no reference; none contains it
 COLUMNS = 100
 NOT_RUN = "not run"
 PREFIXES = {"part": "part ", "learning_rate": "learning rate ", "stage": "stage "}
@@ -38,9 +38,9 @@ PREFIXES = {"part": "part ", "learning_rate": "learning rate ", "stage": "stage 
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """One printed cell under its labels, and ours where there is one.
+    """One printed cell under its labels, and ours if there is one.
 
-    ``departs`` says why the printed number is no reference for ours; empty if it is one.
+    ``departs`` is the reason why the printed number is no reference for ours; empty if it is one.
     """
 
     labels: Mapping[str, Any]
@@ -51,7 +51,7 @@ class TableCell:
 
     @property
     def agreement(self) -> Agreement | None:
-        """Ours against the paper's; None where ours has not been run, or is not to be compared."""
+        """The comparison of ours with the paper's; None if ours is missing or not comparable."""
         return compare(self.measured, self.printed) if self.measured and not self.departs else None
 
     @property
@@ -119,7 +119,7 @@ class Sheet:
 
     @property
     def caution(self) -> str:
-        """The reasons why measured cells show no difference to the printed ones, if some do not."""
+        """Why some measured cells are not compared with the printed ones; empty if all are."""
         departed = [cell.departs for cell in self.cells if cell.departs]
         reasons = dict.fromkeys(
             reason for departure in departed for reason in departure.split(BETWEEN_REASONS)
@@ -156,9 +156,9 @@ class Sheet:
 def lay_out(paper: Paper, table: int, measured: pd.DataFrame | None = None) -> Sheet:
     """Put the printed cells of a table in place, with ours beside them.
 
-    ``measured`` has the label columns of the table (``printed.names``) with mean, std and n, and
-    may have ``departs``: why the printed number is no reference for a row. Rows of other tables are
-    passed over, rows with n = 0 count as not run. Two rows for one cell are a ``ConfigError``.
+    ``measured`` has the label columns of the table (``Paper.labels``) with mean, std and n, and may
+    have ``departs``: why the printed number is no reference for a row. Rows of other tables are
+    ignored, rows with n = 0 count as not run. Two rows for one cell are a ``ConfigError``.
     """
     frame = cells(paper, table)
     entry = paper.table(table)
@@ -184,7 +184,7 @@ def lay_out(paper: Paper, table: int, measured: pd.DataFrame | None = None) -> S
 
 
 def terminal(sheet: Sheet) -> str:
-    """Write a table as text for 100 columns: under each row of the paper's, ours."""
+    """Return a table as text of 100 columns, with ours below each row of the paper's."""
     lines = textwrap.wrap(f"Table {sheet.table}. {sheet.caption}", COLUMNS)
     lines += ["", *textwrap.wrap(sheet.caution, COLUMNS)] if sheet.caution else []
     columns: tuple[str, ...] = ()
@@ -207,7 +207,7 @@ def terminal(sheet: Sheet) -> str:
 
 
 def markdown(sheet: Sheet) -> str:
-    """Write a table as Markdown, one for all sections that have the same columns."""
+    """Return a table as Markdown; sections with the same columns share one table."""
     lines = [f"### Table {sheet.table}. {sheet.caption}"]
     lines += ["", sheet.caution] if sheet.caution else []
     columns: tuple[str, ...] = ()
@@ -222,7 +222,7 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """Write a table for LaTeX: under each row of the paper's, ours."""
+    """Return a table as LaTeX, with ours below each row of the paper's."""
     caption = tex(" ".join(filter(None, (f"{sheet.caption}.", sheet.caution))))
     lines = [TEX_NEEDS]
     for columns, sections in itertools.groupby(sheet.sections, key=lambda section: section.columns):
@@ -243,7 +243,7 @@ def latex(sheet: Sheet) -> str:
 
 
 def voices(row: Sequence[TableCell | None]) -> Iterator[tuple[str, list[str]]]:
-    """Say a row in turn for the paper and for us; differences and seeds only where ours exist."""
+    """Yield a row's lines: the paper's, ours, and where ours exist the differences and seeds."""
     yield "paper", [cell.paper if cell else "" for cell in row]
     yield "ours", [cell.measured_text if cell else "" for cell in row]
     if any(cell and cell.measured for cell in row):
@@ -253,7 +253,7 @@ def voices(row: Sequence[TableCell | None]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _widths(sheet: Sheet) -> list[int]:
-    """Measure the columns by position, over all sections, so that they stand below each other."""
+    """Return the width of each column over all sections, so that columns align."""
     widths: dict[int, int] = {}
     for section in sheet.sections:
         rows = [texts for _, row in section.rows for _, texts in voices(row)]
@@ -277,7 +277,7 @@ def _section(title: str, rows: Mapping[str, Mapping[str, TableCell]]) -> Section
 
 
 def _home(row: Mapping[str, Any], frame: pd.DataFrame, shape: Shape) -> Mapping[str, Any]:
-    """Find the first row that an unpruned cell heads: of its section and its reference."""
+    """Find the row that shows an unpruned cell: the first of its section and reference."""
     alike = frame["arm"] != UNPRUNED
     for name in (*shape.sections, "reference"):
         alike &= frame[name] == row[name]
@@ -291,7 +291,7 @@ def _label(row: Mapping[str, Any], fields: Sequence[str], *, between: str) -> st
 def _measured_rows(
     paper: Paper, table: int, measured: pd.DataFrame | None
 ) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Read our rows of a table by the labels of their cells."""
+    """Return our rows of a table by the labels of their cells."""
     if measured is None or measured.empty:
         return {}
     frame = (

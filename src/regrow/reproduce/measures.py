@@ -1,7 +1,7 @@
 """Measurements of the networks themselves: widths, shares kept, distributions of weights.
 
-Each measure reads the masks or weights that a store holds of a part, and gives one row for each
-figure and seed: labels as the printed cells have them, ``seed`` and ``value``.
+Each measure reads the masks or weights of a part from a store, and yields one row for each number
+and seed: the labels of the printed cell, ``seed`` and ``value``.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +26,8 @@ from regrow.surgery.mask import Mask
 KERNEL = "3x3"
 EDGE = 0.3  # weights beyond it are counted together; the paper's axis ends a little after 0.2
 FINEST = 6000  # bins from -EDGE to EDGE
-# Columns of Figure 8 by what its networks start from. It shows no tickets, so first weights are the
-# unpruned network's.
+# Columns of Figure 8 by the start of the arm. It shows no winning tickets, so ``initial`` is the
+# unpruned network.
 COLUMNS: Mapping[Start, str] = {
     "initial": "Unpruned",
     "inherited": "Fine-tuned",
@@ -37,9 +37,9 @@ Row = dict[str, object]
 
 
 def measured(kind: Kind, part: PlannedStudy, store: Store) -> pd.DataFrame:
-    """Measure what a kind of table or figure shows beyond accuracies; empty where it is nothing.
+    """Return the numbers that a kind of table or figure shows besides accuracies, if any.
 
-    All cells of the part are done.
+    All cells of the part must be done.
 
     Columns, by kind:
 
@@ -120,7 +120,7 @@ def _histograms(part: PlannedStudy, store: Store) -> Iterator[Row]:
 
 
 def _counts(weights: dict[str, Tensor]) -> list[int]:
-    """Count the weights of convolutions that are not zero: below the bins, in each, and above."""
+    """Count the nonzero weights of convolutions: below the bins, in each bin, and above them."""
     kernels = [value.flatten() for value in weights.values() if value.dim() == 4]
     pooled = torch.cat(kernels).double()
     pooled = pooled[pooled != 0]
@@ -129,7 +129,7 @@ def _counts(weights: dict[str, Tensor]) -> list[int]:
 
 
 def _masks(part: PlannedStudy, store: Store) -> Iterator[tuple[PlannedCell, Mask]]:
-    """Read what each pruning of a part kept."""
+    """Yield each cell of a part with the mask of its pruning."""
     for planned in part.cells:
         yield planned, edit_of(Stored(store), _pruning_of(planned)).mask
 

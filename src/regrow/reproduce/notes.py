@@ -1,7 +1,7 @@
 """Notes for the reader of a table: those of its study file, and those that follow from its values.
 
-A remark that holds for several tables is drawn from their networks, methods and recipes: a paper
-gives the text of each condition (``CONDITIONS``) that it has something to say about.
+Notes that apply to several tables follow from their networks, methods and recipes: a paper gives a
+text for each condition (``CONDITIONS``) that needs a note.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ Holds = Callable[[Experiment], bool]
 def notes_of(
     value: Mapping[str, Any], experiments: Iterable[Experiment], notes: Mapping[str, str]
 ) -> list[str]:
-    """Return the notes of a study file, those of its paper that apply, and what it leaves out."""
+    """Return the notes of a study file, its paper's notes that apply, and the cells left out."""
     studied = list(experiments)
     for name in notes:
         if name not in CONDITIONS:

@@ -1,9 +1,9 @@
-"""The original images of well-known data sets, and how cells of ours depart from a paper's setting.
+"""The original images of well-known data sets, and how our cells depart from a paper's setting.
 
-Printed numbers are a reference only for cells at the paper's setting, its scale and its images. Of
-data that a user names, what can be known is looked at: a copy of CIFAR is bitwise when its training
-pixels add up as the original's do, and ImageNet's validation files have the sizes that its archive
-had. Where nothing can be known, that is the reason.
+Printed numbers are a reference only for cells at the paper's scale and with its images. Data that a
+user names are checked as far as possible: a copy of CIFAR counts as the original if its training
+pixels have the same sums, and ImageNet if its validation files have the size of its archive. If
+nothing can be checked, that is the reason given.
 """
 
 import math
@@ -19,15 +19,15 @@ from regrow.data.folder import ImageFiles
 from regrow.reproduce.scales import SCALES, Scale, scaled
 from regrow.studies.expand import material
 
-TAR_BLOCK = 512  # each file of an archive has a header of one, and fills whole ones
-TAR_SLACK = 20_480  # what an archive is filled up with at its end
+TAR_BLOCK = 512  # bytes; each file in an archive has a header of one block, and fills whole blocks
+TAR_SLACK = 20_480  # bytes by which the padding at the end of an archive may differ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
     """The known facts about a published data set.
 
-    ``same`` looks at data with these numbers of images and classes, and returns why they are not
+    ``same`` checks data that have these numbers of images and classes. It returns why they are not
     the original, or why that cannot be decided; empty if they are.
     """
 
@@ -41,8 +41,8 @@ class Original:
 class CellImages:
     """The images that a cell is trained and tested on, for one of the paper's data sets.
 
-    A data set that is downloaded under its own name, not a stand-in, is checked by its published
-    checksums.
+    A data set that is downloaded under its own name (not ``stands_in``) is verified by its
+    published checksums.
     """
 
     dataset: str
@@ -51,12 +51,12 @@ class CellImages:
 
     @classmethod
     def of(cls, dataset: str, spec: DataSpec, *, label: str) -> "CellImages":
-        """Make it of a study's data, which goes by the paper's label unless it stands in."""
+        """Make it from a study's data, whose label is the paper's unless it is a stand-in."""
         return cls(dataset=dataset, spec=spec, stands_in=label != dataset)
 
 
 def _sums_to(spec: DataSpec, *, sums: tuple[int, int, int]) -> str:
-    """Compare the sums of all training pixels, by channel."""
+    """Compare the sums of all training pixels by channel with the original's."""
     images = load(spec).train
     if not isinstance(images, MemoryImages):
         return "its pixels cannot be compared with the original's"
@@ -65,7 +65,7 @@ def _sums_to(spec: DataSpec, *, sums: tuple[int, int, int]) -> str:
 
 
 def _archived(spec: DataSpec, *, num_bytes: int) -> str:
-    """Compare the sizes of the test files with that of the archive they came in."""
+    """Compare the total size of the test files with that of the original archive."""
     test = DATASETS.get(spec.name).read(spec).test
     if not (isinstance(test, Split) and isinstance(test.images, ImageFiles)):
         return "it is not known whether its images are the original files"
@@ -97,9 +97,9 @@ ORIGINALS: Mapping[str, Original] = {
 
 
 def scale_departs(value: Mapping[str, Any], scale: Scale) -> str:
-    """Say what a scale makes of a study that the paper does not have; empty if nothing.
+    """Return how a scale changes a study from the paper's setting; empty if it does not.
 
-    How many seeds there are is no matter: each cell shows its own.
+    The number of seeds is ignored, because each cell shows its own.
     """
     smaller, whole = (
         {**scaled(value, factor), "seeds": None} for factor in (scale, SCALES["paper"])
@@ -109,18 +109,18 @@ def scale_departs(value: Mapping[str, Any], scale: Scale) -> str:
 
 
 def departs(scale: str, images: Iterable[CellImages]) -> list[str]:
-    """List why printed numbers are no reference for a cell; nothing if they are.
+    """Return why printed numbers are no reference for a cell; empty if they are.
 
     Args:
-        scale: what its scale makes of it, as ``scale_departs`` says.
-        images: what it is trained and tested on.
+        scale: how its scale departs from the paper's (``scale_departs``).
+        images: the images that it is trained and tested on.
     """
     reasons = [scale] if scale else []
     for used in images:
         if not used.stands_in:
             continue
         stands_in = f"{used.spec.name} stands for {used.dataset}"
-        if scale:  # then nothing has to be looked at
+        if scale:  # reason enough, so the images need not be checked
             reasons.append(stands_in)
         elif reason := _copy_departs(used.dataset, used.spec):
             reasons.append(f"{stands_in}: {reason}")

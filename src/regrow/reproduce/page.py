@@ -1,4 +1,4 @@
-"""A reproduction as a page of HTML: the paper's tables and figures, ours beside its numbers."""
+"""A reproduction as an HTML page: the paper's tables and figures, with our numbers beside its."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ from regrow.reproduce.publish import Published, write_details
 from regrow.reproduce.results import StudyResults
 from regrow.store import Store
 
-COLOURS = 64  # of a picture: what a drawing needs, in a third of the bytes
+COLOURS = 64  # of a picture: enough for a drawing, in a third of the bytes
 
 
 def write_entry(
@@ -119,7 +119,7 @@ def _section(table: Published) -> PageSection:
 
 
 def _sheet(sheet: Sheet) -> Iterator[PageTable]:
-    """Show a table of the paper: under each row of its numbers, ours."""
+    """Yield a table of the paper, one for each set of columns, with ours below each of its rows."""
     groups = itertools.groupby(sheet.sections, key=lambda section: section.columns)
     for number, (columns, sections) in enumerate(groups):
         rows = [
@@ -134,7 +134,7 @@ def _sheet(sheet: Sheet) -> Iterator[PageTable]:
 
 
 def _address(picture: Path) -> str:
-    """Return a picture as an address that holds its bytes, with few colours."""
+    """Return a picture as a data URL, reduced to a few colours."""
     from PIL import Image
 
     with Image.open(picture) as image:

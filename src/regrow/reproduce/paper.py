@@ -1,23 +1,23 @@
 """A paper to reproduce: its tables and figures, study files, printed numbers, data sets and claims.
 
-A paper is a folder; a second one needs no change of code. It holds:
+A paper is a folder; adding one needs no change of code. It holds:
 
 - ``paper.yaml``: ``title``, ``reference``, ``runs`` (how many runs are behind a printed mean that
   has a standard deviation), ``datasets`` (of each: its ``label`` in the tables), and where needed
   ``arms`` (our name of an arm: the printed one), ``notes`` (see ``reproduce.notes``), ``drawings``
   (figures without data: what they show);
 - ``entries.yaml``: what ``regrow reproduce`` knows by name, see ``Entry``;
-- ``studies/*.yaml``: studies with three keys more. ``paper``, at the top and in each experiment,
-  names the printed cells: ``table``, ``dataset``, ``model``; where needed ``part``, ``reference``
-  or ``target``, and ``arms`` (our arm: the printed one, or null for a control that is not
-  printed); ``panel`` names the part of a figure that it is drawn in, and ``least_size`` from how
-  many pixels a side its network has all its stages. ``notes`` go into the report. ``absent``
-  lists printed cells that no cell of ours fills, and why;
+- ``studies/*.yaml``: studies with three additional keys. ``paper``, at the top and in each
+  experiment, names the printed cells: ``table``, ``dataset``, ``model``; where needed ``part``,
+  ``reference`` or ``target``, and ``arms`` (our arm: the printed one, or null for a control that is
+  not printed); ``panel`` names the part of a figure that it is drawn in, and ``least_size`` is the
+  smallest image side, in pixels, at which its network has all its stages. ``notes`` go into the
+  report. ``absent`` lists printed cells that no cell of ours fills, and why;
 - ``printed/*.csv``: the printed numbers, see ``reproduce.printed``;
 - ``claims.py``, where claims can be judged: ``CLAIMS``, a tuple of ``reproduce.rules.Claim``.
 
-Papers are the folders of ``regrow.papers``, those that entry points of the group ``regrow.papers``
-name (a module in whose folder ``paper.yaml`` lies), and any folder given by its path.
+Papers are the folders of ``regrow.papers``, those named by entry points of the group
+``regrow.papers`` (a package whose folder has a ``paper.yaml``), and any folder given by its path.
 """
 
 import sys
@@ -46,8 +46,8 @@ Kind = Literal[
     "results", "widths", "stages", "kernels", "heatmaps", "curves", "tickets", "histograms"
 ]
 OF_PRUNINGS: tuple[Kind, ...] = ("widths", "stages", "kernels", "heatmaps")
-# Columns that together name a cell of a table, by what it shows. The initial learning rate follows
-# from table and part, the method from the table; both are columns, neither is needed as a name.
+# Columns that together identify a cell of a table, by what it shows. The initial learning rate
+# follows from table and part, the method from the table; both are columns, but not needed for this.
 RESULT = ("table", "part", "dataset", "model", "target", "arm", "reference")
 WIDTH = ("table", "layer", "quantity")
 SPARSITY = ("table", "ratio", "stage", "kernel_row", "kernel_col")
@@ -56,9 +56,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The labels of a table's sections, rows and columns, and how its numbers are written.
+    """The labels of a table's sections, rows and columns, and the format of its numbers.
 
-    Where the paper prints no spread at all (``spread=False``), cells leave ours out too.
+    If the paper prints no spread at all (``spread=False``), cells leave ours out too.
     """
 
     sections: tuple[str, ...] = ("dataset", "model")
@@ -85,7 +85,7 @@ SHAPES: Mapping[Kind, Shape] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """Cells of a table that stand in table ``of`` too, under the same labels but ``renamed``."""
+    """Cells of a table that table ``of`` has too, under the same labels except the ``renamed``."""
 
     of: int
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Repeat:
 class DataSet:
     """A data set of a paper: its label in the tables.
 
-    ``large`` images come from a folder of the user's, at a size that the scale decides; others are
+    ``large`` images come from a user's folder, at a size that depends on the scale; others are
     downloaded.
     """
 
@@ -115,12 +115,12 @@ class Entry:
             accuracy over parameters; ``tickets``: accuracy over the share pruned; ``histograms``:
             the weights of trained networks.
         table: the number of the table whose printed cells it fills.
-        ratio: of prunings it shows those of this removed share, or those that its table prints.
+        ratio: the removed share whose prunings it shows; by default, those that its table prints.
         about: its caption.
         note: goes into its report.
-        layout: of a table, the labels of sections, rows and columns where not as usual.
-        changes: of a table that prints changes from an unpruned network: the ``reference`` of that
-            network, by arm, and of all ``other`` arms.
+        layout: the labels of a table's sections, rows and columns, if not the default.
+        changes: for a table that prints changes from an unpruned network: the ``reference`` of that
+            network by arm, and for all ``other`` arms.
         repeats: cells that another table prints too.
     """
 
@@ -138,18 +138,18 @@ class Entry:
 
     @property
     def full_name(self) -> str:
-        """The entry's name after its paper's, as ``regrow reproduce`` takes it."""
+        """The entry's name with its paper's, as ``regrow reproduce`` accepts it."""
         return f"{self.paper.name}/{self.name}"
 
     @property
     def title(self) -> str:
-        """The entry's name as it begins a caption: ``Table 4``."""
+        """The entry's name at the start of a caption: ``Table 4``."""
         return self.name.replace("-", " ").capitalize()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paper:
-    """A paper in a folder; what is wrong with its files is a ``ConfigError``."""
+    """A paper in a folder; errors in its files are ``ConfigError``s."""
 
     name: str
     folder: Path
@@ -168,7 +168,7 @@ class Paper:
         return {name: self._entry(name, value) for name, value in _mapping(path).items()}
 
     def entry(self, name: str) -> Entry:
-        """Return a table or figure; a ``ConfigError`` offers the names most like an unknown one."""
+        """Return a table or figure; for an unknown name, a ``ConfigError`` suggests others."""
         if name in self.drawings:
             raise ConfigError(
                 f"{name.replace('-', ' ').capitalize()} of the paper is a drawing without data: "
@@ -195,12 +195,12 @@ class Paper:
         return self.entries[f"table-{number}"]
 
     def labels(self, number: int) -> tuple[str, ...]:
-        """Return the columns that together name a cell of a table."""
+        """Return the columns that together identify a cell of a table."""
         kind = self.table(number).kind
         return WIDTH if kind == "widths" else SPARSITY if kind in OF_PRUNINGS else RESULT
 
     def study(self, name: str) -> Mapping[str, Any]:
-        """Return the content of a study file, by its bare name."""
+        """Return the content of a study file, by its name without suffix."""
         return _mapping(self.folder / "studies" / f"{name}.yaml")
 
     def absent(self, name: str) -> list[Mapping[str, Any]]:
@@ -218,7 +218,7 @@ class Paper:
 
     @cached_property
     def claims(self) -> "tuple[Claim, ...]":
-        """The paper's claims; without ``claims.py`` there are none that can be judged."""
+        """The paper's claims; a ``ConfigError`` if it has no ``claims.py``."""
         path = self.folder / "claims.py"
         if not path.is_file():
             raise ConfigError(
@@ -269,7 +269,7 @@ def find_paper(name: str) -> Paper:
 
 
 def find_entry(name: str, paper: Paper | None = None) -> Entry:
-    """Return a table or figure by its name, alone or after its paper's (``wang2023/table-4``).
+    """Return a table or figure by its name, with or without its paper's (``wang2023/table-4``).
 
     A name alone means the default paper's entry, or else that of the only paper that has it.
     """
@@ -314,7 +314,7 @@ def _mapping(path: Path) -> Mapping[str, Any]:
 
 
 def _checked(value: Any, kind: type, where: str) -> dict[str, Any]:
-    """Check the keys of a mapping by the fields of a class, and make tuples of its lists."""
+    """Check the keys of a mapping against the fields of a class, and turn its lists into tuples."""
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping. Got {value!r}.")
     keys = [field.name for field in fields(kind)]

@@ -1,4 +1,4 @@
-"""An entry of a paper as it can be run here: its studies at a scale, on the images at hand."""
+"""An entry of a paper, prepared to be run: its studies at a scale, on the available images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ Labels = dict[str, Any]
 class PlannedCell:
     """A cell of ours, and the labels of the printed cell that it fills (None: not printed).
 
-    Where prunings are shown, the cell's job is the pruning that it depends on.
+    For an entry that shows prunings, the cell's job is the pruning.
     """
 
     cell: Cell
@@ -55,27 +55,27 @@ class PlannedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStudy:
-    """One study file at a scale, with the cells that are asked for."""
+    """One study file at a scale, with the requested cells."""
 
     name: str
     study: Study
     cells: tuple[PlannedCell, ...]
     notes: tuple[str, ...]
-    scale_departs: str = ""  # what of its scale is not the paper's
+    scale_departs: str = ""  # how its scale departs from the paper's
 
     def departs(self, planned: PlannedCell) -> list[str]:
-        """List why printed numbers are no reference for a cell."""
+        """Return why printed numbers are no reference for a cell; empty if they are."""
         return departs(self.scale_departs, planned.images)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """The jobs of the cells asked for."""
+        """The jobs of the requested cells."""
         return tuple({planned.cell.job.key: planned.cell.job for planned in self.cells}.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An entry as it can be run here: its parts, and those that cannot be, with the reason."""
+    """An entry prepared to be run: its parts, and those that cannot be run, with the reason."""
 
     entry: Entry
     scale: Scale
@@ -95,9 +95,9 @@ class Plan:
 
 
 def prepare(entry: Entry, request: Request) -> Plan:
-    """Read an entry's studies at a scale; a part whose data is not at hand is skipped.
+    """Read an entry's studies at a scale; parts whose data are not available are skipped.
 
-    A ``DataError`` says what to do where no part is left.
+    If no part is left, a ``DataError`` says what to do.
     """
     entry.paper.check_data(request.data)
     parts: list[PlannedStudy] = []
@@ -140,7 +140,7 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
 
 
 def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list[str]]:
-    """Build the study of a file, with what was replaced in it."""
+    """Build the study of a file, with notes on what was replaced in it."""
     value, paper = entry.paper.study(name), entry.paper
     top = value["paper"]
     labels = [{**top, **part.get("paper", {})} for part in value.get("experiments", [{}])]
@@ -175,7 +175,7 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
         p for p in planned_cells if network_of(p.cell.experiment) not in request.without
     ]
     selected = tuple(planned for planned in planned_cells if _matches(planned, request.only))
-    # Changes come with the networks that they are changes from.
+    # Changes need the unpruned networks that they are changes from.
     if selected and "table" in top and paper.table(top["table"]).changes:
         selected = tuple(
             planned
@@ -195,7 +195,7 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
 def _networks(
     block: Mapping[str, Any], printed: Labels, paper: Paper, *, request: Request
 ) -> tuple[dict[str, Any], list[str]]:
-    """Choose data and labels of an experiment, and say what was replaced."""
+    """Choose data and labels of an experiment, with notes on what was replaced."""
     least = printed.get("least_size", 0)
     data, notes = images_for(block["data"], paper, request, least_size=least)
     models = [{"label": printed["model"], **model} for model in block["models"]]
@@ -210,7 +210,7 @@ def _networks(
 def _built_on(
     block: Mapping[str, Any], printed: Labels, paper: Paper, *, request: Request
 ) -> tuple[dict[str, Any], list[str]]:
-    """Choose data and labels of what is built on a backbone, and of that in colour."""
+    """Choose data and labels of a head and of its backbone, whose images must be in colour."""
     scale, backbone = request.scale, block["backbone"]
     stand_in = scale.detection.backbone_stand_in or scale.stand_in
     in_colour = replace(request, scale=replace(scale, stand_in=stand_in))
@@ -235,7 +235,7 @@ def _printable(
 
 
 def _labels(cell: Cell, paper: Paper, top: Mapping[str, Any]) -> Labels | None:
-    """Find the printed cell that a cell of ours fills; None where none is printed for it."""
+    """Find the printed cell that a cell of ours fills; None if it is not printed."""
     arm = top["arms"].get(cell.arm.name, cell.arm.name)
     if arm is None or "table" not in top:
         return None
@@ -253,7 +253,7 @@ def _labels(cell: Cell, paper: Paper, top: Mapping[str, Any]) -> Labels | None:
 
 
 def _prunings(planned_cells: Sequence[PlannedCell], entry: Entry) -> list[PlannedCell]:
-    """Keep one of the cells that depend on each pruning that an entry shows."""
+    """Keep one cell for each pruning that an entry shows, with the pruning as its job."""
     ratios = {f"{100 * entry.ratio:g}%"} if entry.ratio is not None else set[str]()
     if entry.ratio is None and entry.table is not None:
         ratios = {str(row["ratio"]) for row in records(cells(entry.paper, entry.table))}
@@ -270,12 +270,12 @@ def _prunings(planned_cells: Sequence[PlannedCell], entry: Entry) -> list[Planne
 
 
 def percent(cut: Cut) -> str:
-    """Name the share that was asked for as the paper does; empty for a target."""
+    """Return the requested sparsity as the paper writes it, in percent; empty for a target."""
     return f"{100 * cut.sparsity:g}%" if cut.sparsity is not None else ""
 
 
 def _target(cell: Cell, rows: Sequence[Labels]) -> str:
-    """Name a pruned network as the table does: by its target, or by its share in percent."""
+    """Return a pruned network's name in the table: its target, or its share in percent."""
     if cell.use is None or cell.cut is None:
         return ""
     share = percent(cell.cut)
@@ -293,7 +293,7 @@ def _matches(planned: PlannedCell, only: Sequence[str]) -> bool:
 
 
 def _unmatched(only: Sequence[str], parts: Sequence[PlannedStudy]) -> str:
-    """Word which texts no row contains."""
+    """Return the ``--only`` patterns that no row matches, in words."""
     cells = [planned for part in parts for planned in part.cells]
     lost = [text for text in only if not any(_matches(planned, [text]) for planned in cells)]
     return " or ".join(f"--only {text!r}" for text in lost)
@@ -317,7 +317,7 @@ def _check_once(planned_cells: Sequence[PlannedCell]) -> None:
 
 
 def key(labels: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name a printed cell of a table of accuracies."""
+    """Return the labels that identify a printed cell of a table of accuracies."""
     return tuple(str(labels[name]) for name in RESULT)
 
 

@@ -1,6 +1,6 @@
 """Printed numbers of a paper, and the comparison of a measured one with them.
 
-Every frame here is of cells: label columns (``Paper.labels``), then ``mean``, ``std`` (divides by
+Every frame here has a row per cell: label columns (``Paper.labels``), then ``mean``, ``std`` (with
 n - 1; empty where none is printed) and ``n``, which is the paper's ``runs`` where it prints a
 standard deviation and 1 elsewhere. Frames of our own results have the same columns. The digits in
 ``printed/*.csv`` are the printed ones: ``results.csv`` holds accuracies, ``widths.csv`` channels by
@@ -21,7 +21,7 @@ from regrow.report.words import p_value, signed
 from regrow.reproduce.paper import RESULT, SPARSITY, UNPRUNED, WIDTH, Paper, Repeat
 
 FIGURES = ("mean", "std", "n")
-NEEDED = ("table", "dataset", "model", "arm", *FIGURES)  # of rows of our own
+NEEDED = ("table", "dataset", "model", "arm", *FIGURES)  # required columns of our own rows
 OTHER = "other"  # arms that ``Entry.changes`` does not name
 FILES = {RESULT: "results", WIDTH: "widths", SPARSITY: "sparsity"}
 
@@ -36,7 +36,7 @@ class PrintedCell:
 
     @property
     def sample(self) -> Sample:
-        """The cell as the statistics take it."""
+        """The cell as a ``Sample`` for the statistics."""
         return Sample(mean=self.mean, std=self.std, n=self.n)
 
 
@@ -44,8 +44,8 @@ class PrintedCell:
 class Agreement:
     """Ours minus the paper's for one cell.
 
-    ``within`` says whether the difference is at most the two standard deviations together, so that
-    mean +- std of ours and of theirs touch; None where the paper prints no std. ``p`` is Welch's.
+    ``within``: whether the difference is at most the sum of the two standard deviations, so that
+    the intervals mean +- std overlap; None if the paper prints no std. ``p`` is Welch's.
     """
 
     difference: float
@@ -93,7 +93,7 @@ def lookup(
     learning_rate: float | None = None,
     reference: str | None = None,
 ) -> PrintedCell:
-    """Return the one cell of ``results`` that has the labels given; labels left out may be any.
+    """Return the one cell of ``results`` that has the given labels; omitted labels may be any.
 
     No such cell, or more than one, is a ``ConfigError`` that says which label to correct or add.
 
@@ -134,13 +134,13 @@ def once(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_cells(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
-    """Fit rows of our own results to the printed cells of accuracies.
+    """Convert rows of our own results to the form of the printed cells of accuracies.
 
-    Needed are the columns table, dataset, model, arm, mean, std, n, and target for pruned networks;
-    a missing one is a ``ConfigError``. Arms get the paper's names. Rows without a result (n = 0)
-    are left out. In tables of changes accuracies of pruned networks become signed changes from our
-    own unpruned network (``metric`` top1-drop; std left as it is); ``accuracy`` holds what ``mean``
-    was.
+    Required columns are table, dataset, model, arm, mean, std, n, and target for pruned networks; a
+    missing one is a ``ConfigError``. Arms get the paper's names. Rows without a result (n = 0) are
+    left out. In tables of changes, accuracies of pruned networks become signed changes from our own
+    unpruned network (``metric`` top1-drop; std unchanged); ``accuracy`` keeps the original
+    ``mean``.
     """
     missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
@@ -161,7 +161,7 @@ def as_cells(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(measured: Sample, printed: PrintedCell) -> Agreement:
-    """Set one of our cells beside the paper's, in figures and in words.
+    """Compare one of our cells with the paper's, in numbers and in words.
 
     >>> compare(Sample(mean=93.5, std=0.2, n=3), PrintedCell(mean=93.62, std=0.11, n=5)).words
     '-0.12 points, within the two spreads (Welch p = 0.415; n = 3 and 5)'
@@ -192,7 +192,7 @@ def printed(row: Mapping[str, Any]) -> PrintedCell:
 
 
 def sample(row: Mapping[str, Any]) -> Sample:
-    """Read the same as the statistics take it."""
+    """Read mean, std and n from a row as a ``Sample`` for the statistics."""
     return printed(row).sample
 
 
@@ -203,7 +203,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 @cache
 def _read(paper: Paper, labels: tuple[str, ...]) -> pd.DataFrame:
-    """Read a file of printed cells; labels stay text, but for the table's number."""
+    """Read a file of printed cells; labels stay text, except the table's number."""
     path = paper.folder / "printed" / f"{FILES[labels]}.csv"
     if not path.is_file():
         return pd.DataFrame(columns=[*labels, *FIGURES])
@@ -222,7 +222,7 @@ def _keys(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[tuple[object, .
 
 
 def _origin(row: Mapping[str, Any], repeat: Repeat) -> tuple[object, ...] | None:
-    """Name the cell that a row would repeat; None where the repetition is not about this row."""
+    """Return the labels of the cell that a row repeats; None if ``repeat`` excludes the row."""
     if any(row[name] not in allowed for name, allowed in repeat.where.items()):
         return None
     return tuple({**row, "table": repeat.of, **repeat.renamed}[name] for name in RESULT)

@@ -1,11 +1,11 @@
-"""Writing of a reproduction's tables, figures and pages into its folder.
+"""Write a reproduction's tables, figures and pages into its folder.
 
-``report.md``: the table as the paper lays it out, ours in each cell, or the figure with its
-numbers, and the limits of it; ``table.tex``: the table for LaTeX. ``cells.csv`` (accuracies),
+``report.md``: the table in the paper's layout, with ours in each cell, or the figure with its
+numbers, and notes on both; ``table.tex``: the table for LaTeX. ``cells.csv`` (accuracies),
 ``widths.csv`` or ``sparsity.csv``: our means under the paper's labels, for ``regrow claims``.
-``elsewhere.csv``: what others print for the unpruned networks.
-``figure-N.png``, ``.svg`` and ``.csv``: a figure, and what it plots. ``details/NAME``: the ordinary
-report of each study that trains.
+``elsewhere.csv``: other sources' numbers for the unpruned networks.
+``figure-N.png``, ``.svg`` and ``.csv``: a figure, and the numbers that it plots. ``details/NAME``:
+the ordinary report of each study that trains.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from regrow.reproduce.results import StudyResults, cells_file, rows, sheet
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A table or figure as it was written: ours, how it is shown, and whether it is complete."""
+    """A table or figure that was written: our numbers, their layout, and whether all are there."""
 
     plan: Plan
     cells: pd.DataFrame
@@ -55,7 +55,7 @@ class Published:
 
     @property
     def elsewhere(self) -> tuple[Elsewhere, ...]:
-        """The numbers that others print for the unpruned networks of a table."""
+        """Other sources' numbers for the unpruned networks of a table."""
         return elsewhere.elsewhere(self.plan.entry.paper, self.sheet) if self.sheet else ()
 
     @property
@@ -63,7 +63,7 @@ class Published:
         """The caption of the figure or table, one line."""
         if self.figure:
             return self.figure.caption
-        assert self.sheet is not None, "what is no figure is a table"
+        assert self.sheet is not None, "an entry is a figure or a table"
         return self.sheet.caption
 
     @property
@@ -80,7 +80,7 @@ class Published:
         return line + (f", {self.num_failed} failures" if self.num_failed else "")
 
     def markdown(self, *, folder: str = "", table: bool = True) -> str:
-        """Show it on a page: the figure that lies in a folder, and the table unless left out."""
+        """Return it as Markdown: the figure, which is in ``folder``, and if wanted the table."""
         lines = []
         if self.figure:
             lines += [f"### {figure_data.title(self.figure)}", ""]
@@ -162,7 +162,7 @@ def _made_by(provenance: Mapping[str, str]) -> str:
 def _details(
     plan: Plan, results: Sequence[StudyResults], folder: Path, *, provenance: Mapping[str, str]
 ) -> Iterator[str]:
-    """Write the reports of the parts, and list them."""
+    """Write the reports of the parts, and yield the lines that list them."""
     written = [study for study, _ in write_details(plan, results, folder, provenance)]
     if written:
         yield from ("## Details", "")

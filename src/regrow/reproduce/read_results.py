@@ -15,7 +15,7 @@ from regrow.reproduce.weights import BIN
 
 FILES = {RESULT: "cells.csv", WIDTH: "widths.csv", SPARSITY: "sparsity.csv"}
 CELL_NUMBERS = ("table", *FIGURES)
-# Of what has not been run; std of single runs; what is not known.
+# Numbers of cells that have not been run, std of single runs, and unknown facts.
 MAY_BE_EMPTY = ("mean", "std", "parameters", *KNOWN)
 
 
@@ -24,7 +24,7 @@ class Reproduced:
     """The numbers that ``regrow reproduce`` wrote: accuracies, and other measurements.
 
     ``widths`` and ``sparsity`` (shares kept) are cells of tables. ``curves``: the points of figures
-    with curves (``curves.POINT``), and ``figure``, their number. ``weights``: the bins of
+    with curves (``curves.POINT``), with the figure's number in ``figure``. ``weights``: the bins of
     Figure 8 (``weights.BIN``).
     """
 
@@ -36,7 +36,7 @@ class Reproduced:
 
 
 def read_cells(paper: Paper, folder: Path) -> Reproduced:
-    """Read what a reproduction wrote into a folder, or into the folders in it."""
+    """Read the numbers that a reproduction wrote into a folder, or into its subfolders."""
     cells_of = {
         names: _read(folder, file, NEEDED if names == RESULT else (*names, *FIGURES), CELL_NUMBERS)
         for names, file in FILES.items()
@@ -78,20 +78,20 @@ def _joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
 def _read(
     folder: Path, name: str, columns: Sequence[str], numbers: Sequence[str]
 ) -> pd.DataFrame | None:
-    """Read the files of a name in a folder, or in the folders in it; None if there is none."""
+    """Read the files with a name in a folder, or in its subfolders; None if there is none."""
     files = [folder / name] if (folder / name).is_file() else sorted(folder.glob(f"*/{name}"))
     frame = _joined(_checked(file, columns, numbers) for file in files)
     return None if frame is None else frame.drop_duplicates(ignore_index=True)
 
 
 def _checked(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
-    """Read a file, which a person may have changed; some of its columns are numbers."""
+    """Read a file, and check its columns and numbers, because a person may have edited it."""
     remedy = "Undo the change, or write the file again with the `regrow reproduce` that wrote it."
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:  # of what a file holds, pandas raises the latter
+    except (OSError, ValueError) as error:  # pandas raises ValueError for bad content
         raise ConfigError(f"Cannot read '{file}' as a table: {error}. {remedy}") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # what pandas makes of cells too many
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas makes an index of surplus cells
         raise ConfigError(
             f"Cannot read '{file}' as a table: its lines have more cells than its head, perhaps by "
             f"decimal commas. {remedy}"
@@ -103,7 +103,7 @@ def _checked(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.D
         )
     for name in (*numbers, *KNOWN):
         if name not in frame:
-            continue  # a file from before this was known
+            continue  # the file was written before this column existed
         values = pd.to_numeric(frame[name], errors="coerce")
         wrong = frame[name][values.isna() & ~(frame[name].eq("") & (name in MAY_BE_EMPTY))]
         if len(wrong):

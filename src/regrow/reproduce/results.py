@@ -26,9 +26,9 @@ from regrow.store import Store
 class StudyResults:
     """The results of a part in a store: its runs in the order of the cells, and the failures.
 
-    ``complete`` tells whether every job asked for has its result. ``measured`` has the entry's
-    numbers beyond accuracies, a row for each figure and seed: see ``measures``; ``parents``, where
-    prunings are shown, has the facts about the networks that were pruned.
+    ``complete``: whether every requested job has its result. ``measured``: the entry's numbers
+    besides accuracies, a row for each number and seed (see ``measures``). ``parents``: for an entry
+    that shows prunings, the columns of ``known.KNOWN`` for the networks that were pruned.
     """
 
     part: PlannedStudy
@@ -41,7 +41,7 @@ class StudyResults:
 
 
 def read_back(plan: Plan, store: Store) -> list[StudyResults]:
-    """Read what a store holds of each part of a plan."""
+    """Read the results of each part of a plan from a store."""
     return [_read_back(part, plan, store) for part in plan.parts]
 
 
@@ -59,7 +59,7 @@ def _read_back(part: PlannedStudy, plan: Plan, store: Store) -> StudyResults:
     else:
         collected = results_of(part.study, store)
         failures, extras = collected.failures, collected.extras
-        # Every cell was expanded in this order; those not asked for are left out.
+        # Every cell was expanded in this order; those that were not requested are left out.
         places = {planned.cell.place for planned in part.cells}
         pairs = zip(part.study.cells(), collected.runs, strict=True)
         runs = [run for cell, run in pairs if cell.place in places]
@@ -77,7 +77,7 @@ def _read_back(part: PlannedStudy, plan: Plan, store: Store) -> StudyResults:
 def _measurable(
     part: PlannedStudy, kind: Kind, store: Store, finished: frozenset[str]
 ) -> tuple[PlannedStudy, list[Failure]]:
-    """Return a part without the cells whose tensors are to be measured and are damaged, and why."""
+    """Return a part with only the finished cells whose tensors are sound, and the damaged ones."""
     if kind not in MEASURES:
         return part, []
     problems = {
@@ -93,9 +93,9 @@ def _measurable(
 
 
 def rows(plan: Plan, results: Sequence[StudyResults]) -> pd.DataFrame:
-    """Put our means under the labels of the printed cells, one row for each that has a result.
+    """Return our means under the labels of the printed cells, one row for each with a result.
 
-    Accuracies are in percent; beside tables of changes ``as_cells`` makes changes of them. Columns
+    Accuracies are in percent; for tables of changes, ``as_cells`` turns them into changes. Columns
     are those of ``printed.cells``; none for a figure that has no table.
     """
     if plan.entry.table is None:
@@ -110,7 +110,7 @@ def rows(plan: Plan, results: Sequence[StudyResults]) -> pd.DataFrame:
 
 
 def averaged(results: Sequence[StudyResults], labels: Sequence[str]) -> pd.DataFrame:
-    """Average what was measured over seeds: the labels, ``mean``, ``std`` (n - 1) and ``n``."""
+    """Average the measurements over seeds: the labels, ``mean``, ``std`` (n - 1) and ``n``."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for study in results:
         for row in records(study.measured):
@@ -162,7 +162,7 @@ def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:
 
 
 def sheet(plan: Plan, measured: pd.DataFrame) -> Sheet | None:
-    """Lay our rows into the paper's table; a figure may have none."""
+    """Put our rows into the paper's table; None for a figure that has no table."""
     entry = plan.entry
     return lay_out(entry.paper, entry.table, measured) if entry.table is not None else None
 
@@ -172,6 +172,6 @@ def _parent(labels: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def cells_file(plan: Plan) -> str:
-    """Name the file that our rows of a table are written to: one for each set of labels."""
+    """Return the name of the file for our rows of a table: one for each set of labels."""
     assert plan.entry.table is not None
     return FILES[plan.entry.paper.labels(plan.entry.table)]

@@ -1,7 +1,7 @@
 """Rules that judge the parts of a claim.
 
-An outcome is strict. ``holds``: the test that the claim needs shows it. ``does not hold``: the rows
-speak against it; of a claim about every row, one plain counterexample does. ``partly``: neither,
+Outcomes are strict. ``holds``: the test that the claim needs shows it. ``does not hold``: the rows
+contradict it; for a claim about every row, one clear counterexample is enough. ``partly``: neither,
 and the numbers say why. "Not significant" never counts as equal.
 """
 
@@ -22,7 +22,7 @@ INCONCLUSIVE: Outcome = "no conclusion"
 UNTESTABLE: Outcome = "not testable here"
 OUTCOMES: tuple[Outcome, ...] = ("holds", "partly", "does not hold", INCONCLUSIVE, UNTESTABLE)
 Measured = Literal["widths", "sparsity", "curves", "weights"]
-# What names a row of each, and whether its mean is an accuracy.
+# The columns that identify a row of each, and whether its mean is an accuracy.
 ROWS: Mapping[Measured, tuple[tuple[str, ...], bool]] = {
     "widths": (("layer", "quantity"), False),
     "sparsity": (("table", "ratio", "stage", "kernel_row", "kernel_col"), False),
@@ -36,8 +36,8 @@ class ClaimEvidence:
     """The evidence that a claim is judged on: accuracies, and other measurements.
 
     ``widths`` and ``sparsity`` (shares kept) are cells of tables; ``curves`` are the points of
-    figures and ``weights`` the bins of histograms, as ``read_cells`` finds them. Rows that allow no
-    conclusion are always left out, and noted with the reasons in ``left_out``.
+    figures and ``weights`` the bins of histograms, as ``read_cells`` returns them. Rows that allow
+    no conclusion are always left out, and added with the reasons to ``left_out``.
     """
 
     paper: Paper
@@ -51,7 +51,7 @@ class ClaimEvidence:
 
     @property
     def known(self) -> bool:
-        """True if the rows carry the facts about their networks that conclusions need."""
+        """True if the rows have the facts about their networks that conclusions need."""
         frames = [getattr(self, name) for name in ("results", *ROWS)]
         return all(has_known(frame) for frame in frames if frame is not None and len(frame))
 
@@ -90,9 +90,9 @@ TURNED = {"up": "down", "down": "up", "above": "below", "worse": "better", "minu
 class Rule:
     """A condition that a claim puts on a tally, in words and as a judgement.
 
-    The words name directions in braces: {up}, {down}, {above} and {worse} turn round when a
-    contrast is judged by its negative, and {minus} is then a sign. A rule about every row has a
-    ``minimum``, the points that each row has to exceed.
+    The words have directions in braces: {up}, {down}, {above} and {worse} are reversed when a
+    contrast is judged by its negative, and {minus} is then a minus sign. A rule about every row has
+    a ``minimum``, the points that each row has to exceed.
     """
 
     asks: str
@@ -100,14 +100,14 @@ class Rule:
     minimum: float | None = None
 
     def words(self, *, against: bool) -> str:
-        """Say what is asked, in the direction in which the contrast is shown."""
+        """Return the condition in words, in the direction in which the contrast is shown."""
         return self.asks.format_map(TURNED if against else STRAIGHT)
 
     def counterexamples(self, tally: Tally) -> list[Pair]:
         """Return the rows that each refute a rule about every row.
 
-        They are significantly down (after Holm), or where nothing can be tested, the margin or more
-        short of what is asked.
+        They are significantly down (after Holm) or, where nothing can be tested, short of the
+        minimum by the margin or more.
         """
         if self.minimum is None:
             return []
@@ -122,10 +122,10 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One part of a claim in figures and words, and how it was ``judged``: (asked, outcome) pairs.
+    """One part of a claim in numbers and words, and how it was ``judged``: (rule, outcome) pairs.
 
     A part without rules is shown, not judged. ``rows`` counts its rows, ``n`` their seeds;
-    ``against`` names those that refute it each by itself, ``left_out`` those that allow none.
+    ``against`` names rows that each refute it, ``left_out`` rows that allow no conclusion.
     """
 
     name: str
@@ -142,9 +142,9 @@ class Judgement:
 class Claim:
     """One testable statement, and the parts that must hold for it.
 
-    ``tests`` names what it is judged by: W (Welch), E (equivalence), S (signs), P (patterns); it is
-    empty where no number that is printed, or that ``reproduce`` writes, bears on it. ``section`` is
-    the part of the paper that it belongs to.
+    ``tests`` names the tests that judge it: W (Welch), E (equivalence), S (signs), P (patterns); it
+    is empty if neither printed numbers nor those of ``reproduce`` bear on it. ``section`` is the
+    part of the paper that it belongs to.
     """
 
     number: int
@@ -187,12 +187,12 @@ class Ask:
 
 
 def untestable(name: str, *, reason: str = "not run", optional: bool = False) -> Judgement:
-    """Make a part that the evidence cannot decide; an ``optional`` one counts for nothing."""
+    """Return a part that the evidence cannot decide; an ``optional`` one is not counted."""
     return Judgement(name=name, text=reason, judged=() if optional else (("", UNTESTABLE),))
 
 
 def judge_part(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidence) -> Judgement:
-    """Ask one part of a claim; it tells what was left out, and whether that leaves nothing."""
+    """Judge one part of a claim, noting rows left out; if all are, there is no conclusion."""
     fresh = evidence.fresh()
     part = ask(fresh)
     if not fresh.left_out:
@@ -317,7 +317,7 @@ SELDOM_DOWN = Rule(
 
 
 def every(points: float = 0.0) -> Rule:
-    """Ask that every row lies above so many points; half of them or fewer speaks against it."""
+    """Require every row to lie above ``points``; if at most half do, the claim does not hold."""
 
     def judge(tally: Tally) -> Outcome:
         above = tally.above(points)
@@ -327,7 +327,7 @@ def every(points: float = 0.0) -> Rule:
 
 
 def most(share: float = 0.5, *, points: float = 0.0) -> Rule:
-    """Ask for more than half of the rows above so many points, or for at least a larger share."""
+    """Require more than half of the rows to lie above ``points``, or at least a larger share."""
 
     def judge(tally: Tally) -> Outcome:
         above = tally.above(points)

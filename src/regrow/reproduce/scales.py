@@ -27,17 +27,17 @@ class Scale:
     Attributes:
         epochs: factor on every number of epochs; at least one is left.
         width: factor on the width of every network.
-        subset: at most so many training images; ``test_subset`` likewise.
-        batch: at most so many images a step.
-        cap: of every budget of equal FLOPs, in multiples of the base epochs, at most.
-        rounds: of pruning, at most so many.
-        seeds: at most so many.
-        normed: whether networks get norms whose family can have them: without any they end at
+        subset: the largest number of training images; ``test_subset`` likewise.
+        batch: the largest number of images per step.
+        cap: the largest cap on budgets of equal FLOPs, in multiples of the base epochs.
+        rounds: the largest number of rounds of pruning.
+        seeds: the largest number of seeds.
+        normed: whether networks get norms if their family supports them: without norms they end at
             chance after a thousand updates (docs/reproduce.md).
-        large_size: pixels a side of large images (``paper.DataSet``).
-        large_least: pixels a side that what stands in for large images is enlarged to.
-        stand_in: images that stand in for the paper's where nothing else is named.
-        detection: what else is taken of a study of detectors.
+        large_size: side of large images in pixels (``paper.DataSet``).
+        large_least: side in pixels to which stand-ins for large images are enlarged.
+        stand_in: images to use for the paper's if no others are named.
+        detection: further reductions for studies of detectors.
     """
 
     name: str
@@ -62,12 +62,12 @@ class DetectionScale:
     """A scale's further reductions of a study of detectors.
 
     Attributes:
-        detector: another one than the paper's, as a study names it.
-        epochs: factor on the detectors' epochs, where it is another than the networks'.
-        batch: of the classifiers, at most: detectors keep the statistics of their norms, which
-            take some steps to settle.
-        stand_in: images with boxes that stand in for the paper's.
-        backbone_stand_in: what stands in for the classifiers' data, in colour.
+        detector: a detector in place of the paper's, as a study file has it.
+        epochs: factor on the detectors' epochs, if it is not that of the networks.
+        batch: the largest batch of the classifiers: detectors keep the statistics of their norms,
+            which take some steps to settle.
+        stand_in: images with boxes to use for the paper's.
+        backbone_stand_in: colour images to use for the classifiers' data.
     """
 
     detector: Mapping[str, Any] | None = None
@@ -147,14 +147,14 @@ SCALES: Mapping[str, Scale] = {
 
 
 def named(name: str) -> Scale:
-    """Return a scale by name; a ``ConfigError`` offers the nearest."""
+    """Return a scale by name; for an unknown one, a ``ConfigError`` suggests similar names."""
     if name not in SCALES:
         raise ConfigError(unknown("scale", name, SCALES))
     return SCALES[name]
 
 
 def shortened(scale: Scale, share: float) -> Scale:
-    """Return a scale with so large a share of its epochs."""
+    """Return a scale with this share of its epochs."""
     if share == 1.0:
         return scale
     about = f"{scale.about}, for {100 * share:.3g} % of those epochs"
@@ -169,7 +169,8 @@ def scaled(
 ) -> dict[str, Any]:
     """Apply a scale to a study's mapping: to its top level and to each of its experiments.
 
-    Data is left alone, because it depends on what is at hand. ``precision`` replaces the recipes'.
+    Data are not changed, because they depend on what is available. ``precision`` replaces that of
+    the recipes.
     """
     smaller = _block(study, scale, precision)
     if "experiments" in study:
@@ -178,7 +179,7 @@ def scaled(
 
 
 def _built(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict[str, Any]:
-    """Apply a scale to what is built on a backbone: to that, the detector and its recipe."""
+    """Apply a scale to a study of detectors: to the backbone, the detector and its recipe."""
     smaller, reductions = dict(part), scale.detection
     beneath = replace(scale, batch=reductions.batch or scale.batch)
     smaller["backbone"] = _block(part["backbone"], beneath, precision)
@@ -192,7 +193,7 @@ def _built(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict
 
 def _block(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict[str, Any]:
     smaller = dict(part)
-    if "backbone" in part:  # whose arms are not those of networks
+    if "backbone" in part:  # its arms are transfers, which a scale does not change
         smaller = _built(part, scale, precision)
         part = {key: value for key, value in part.items() if key == "seeds"}
     if "models" in part:
@@ -219,7 +220,7 @@ def _model(entry: Any, scale: Scale) -> dict[str, Any]:
 
 
 def _method(entry: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
-    """Apply a scale to the networks that a method takes its pattern from."""
+    """Apply a scale to a method's rounds, and to the networks whose pattern it follows."""
     method = _mapping(entry)
     if scale.rounds is not None and "rounds" in method:
         method["rounds"] = min(method["rounds"], scale.rounds)

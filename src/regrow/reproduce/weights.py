@@ -3,13 +3,13 @@
 import pandas as pd
 
 BIN = ("panel", "column", "low", "high", "value")
-NEAR = 0.01  # "close to zero": half the std with which the widest layers of VGG are drawn
+NEAR = 0.01  # "close to zero": half the std with which the widest layers of VGG are initialised
 
 
 def near_zero(bins: pd.DataFrame) -> float:
     """Return the share of a network's weights that lie within ``NEAR`` of zero.
 
-    A bin that reaches beyond counts by the part of its width that does not.
+    A bin that extends beyond counts by the part of its width that lies within.
 
     >>> edges = pd.DataFrame({"low": [-0.03, -0.005, 0.005], "high": [-0.005, 0.005, 0.03]})
     >>> round(near_zero(edges.assign(value=[10, 6, 4])), 3)
