@@ -128,9 +128,9 @@ def test_a_download_is_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -
         (["none", "a/net", "--into", "there"], "'none' holds no network: there is no arch"),
         (["small", "a/net", "--into", "small"], "exists already"),
         (["small", "a/net", "--result", "accuracy"], "--result must be METRIC=VALUE"),
-        (["small", "a/net", "--result", "accuracy=1"], "which data the results are of: --on"),
-        (["small", "a/net", "--into", "there", "--on", "x"], "no results that could be of 'x'"),
-        (["scored", "a/net", "--into", "there"], "does not say on which data. Say so: --on"),
+        (["small", "a/net", "--result", "accuracy=1"], "Name the data set of the results: --on"),
+        (["small", "a/net", "--into", "there", "--on", "x"], "no results for the data set 'x'"),
+        (["scored", "a/net", "--into", "there"], "on which data. Name the data set: --on"),
     ],
 )
 @pytest.mark.usefixtures("here")

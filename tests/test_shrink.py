@@ -163,7 +163,7 @@ def test_data_are_for_criteria_that_look_at_them(here: Path, command: Command) -
 def test_a_network_without_numbers_is_refused() -> None:
     with torch.device("meta"):
         empty = nn.Linear(4, 2)
-    message = r"2 parameters .* 'weight', lie on the device"
+    message = r"2 parameters .* 'weight', are on the device"
     with pytest.raises(regrow.ConfigError, match=message):
         regrow.compress(empty, (1, 4), sparsity=0.5)
     with pytest.raises(regrow.ConfigError, match=message):

@@ -49,7 +49,7 @@ def measure_surgery(net: str, *, rounds: int) -> SurgerySpeed:
 
 
 def table(rows: Sequence[SurgerySpeed]) -> str:
-    """Lay rows out as text."""
+    """Return rows as a table of text."""
     lines = [f"{'seconds':18}{'groups':>8}{'build':>9}{'trace':>9}{'shrink':>9}"]
     lines += [
         f"{row.net:18}{row.groups:>8}{row.build:>9.3f}{row.trace:>9.3f}{row.shrink:>9.3f}"

@@ -52,9 +52,9 @@ class Subject:
 
 
 def training_flops(subject: Subject) -> float:
-    """Return the FLOPs of training on one image, by the convention of matrix products.
+    """Return the FLOPs of training on one image, counted as for matrix products.
 
-    Two for each multiply-accumulate of convolutions and linear layers, three passes.
+    2 per multiply-accumulate of convolutions and linear layers, times 3 for forward and backward.
     """
     dataset = subject.dataset()
     shape = (1, dataset.channels, dataset.size, dataset.size)
@@ -69,7 +69,7 @@ def _synthetic() -> Dataset:
         return MemoryImages(pixels, torch.randint(0, 10, (num,), generator=draw))
 
     return Dataset(
-        spec=DataSpec("cifar10"),  # whose shape they have; nobody loads it
+        spec=DataSpec("cifar10"),  # the images have its shape; it is not loaded
         train=images(NUM_IMAGES),
         validation=None,
         test=images(256),

@@ -1,4 +1,4 @@
-"""Rates over a moment: of steps, of matrix products, and what a step spends around its core."""
+"""Rates of training steps and of matrix products, and the overhead of a step around its core."""
 
 import statistics
 import time
@@ -24,13 +24,13 @@ STEPS_A_BLOCK = 3
 
 
 def synchronise(device: str) -> None:
-    """Wait for all that a device was given to do."""
+    """Wait until a device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 def rate(steps: Iterator[float], *, seconds: float, device: str = "cpu") -> float:
-    """Return what steps yield a second, over so many seconds."""
+    """Return the sum of what ``steps`` yield, per second, measured over ``seconds``."""
     started, total = time.perf_counter(), 0.0
     while time.perf_counter() - started < seconds:
         total += next(steps)
@@ -51,7 +51,7 @@ def matrix_products(precision: Precision, device: str = "cpu") -> Iterator[float
 
 
 def recipe(way: str) -> Recipe:
-    """Return the recipe of all that is measured, computed in one of ``OURS``."""
+    """Return the recipe of all measurements, computed in one of the ways in ``OURS``."""
     how = OURS[way]
     return Recipe(epochs=ENDLESS, batch=BATCH, lr=0.01, precision=how.precision, engine=how.engine)
 
@@ -73,10 +73,10 @@ def our_steps(training: Training) -> Iterator[float]:
 
 
 def share_around_the_core(subject: Subject, way: str) -> float:
-    """Return which share of a step is spent outside forward, backward and update, on a CPU.
+    """Return the share of a step's CPU time outside forward, backward and update.
 
-    Steps and cores (the same without gathering, augmenting, normalising, bookkeeping) take turns
-    in blocks; the medians are compared.
+    Steps and cores (steps without gathering, augmenting, normalising and bookkeeping) are timed in
+    alternating blocks; the medians are compared.
     """
     training = our_training(subject, way)
     core = _core(training)

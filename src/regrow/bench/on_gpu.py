@@ -19,7 +19,7 @@ WARM_UP_STEPS = 5
 
 
 class GpuWays:
-    """The plain loop in fp32 and with TF32, ours alone, and as many of ours as pay."""
+    """The plain loop in fp32 and with TF32, ours alone, and as many of ours at once as pays off."""
 
     def __init__(self, subject: Subject, device: str) -> None:
         self.left_out: dict[str, str] = {}
@@ -51,7 +51,7 @@ class GpuWays:
             self.ways[f"{p} together"] = self._rate_together(p)
 
     def peaks(self, seconds: float) -> dict[str, float]:
-        """Return the FLOPs a second of matrix products, by precision."""
+        """Return the FLOPs per second of matrix products, by precision."""
         rates = {}
         for precision in self._trials:
             steps = matrix_products(precision, self._device)
@@ -60,7 +60,7 @@ class GpuWays:
         return rates
 
     def close(self) -> None:
-        """Give the device back."""
+        """Stop the trials and free the device."""
         for trial in self._trials.values():
             trial.close()
         self.ways.clear()

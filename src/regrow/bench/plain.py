@@ -1,7 +1,7 @@
 """The baseline training loop: what the paper's code does, in plain PyTorch.
 
 A DataLoader with worker processes, torchvision transforms image by image, one network, fp32, NCHW,
-one call after another, and a look at the loss after each step.
+one call after another, and the loss read after each step.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def plain_steps(
         for pixels, labels in loader:
             pixels, labels = pixels.to(device), labels.to(device)
             optimiser.zero_grad()
-            with safe_convolutions():  # as ours: nothing may write beyond its memory
+            with safe_convolutions():  # as in ours: no kernel may write out of bounds
                 logits = model(pixels)
             loss = nn.functional.cross_entropy(logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -24,7 +24,7 @@ WARM_UP_STEPS = 2  # caches and the allocator
 
 
 class Process:
-    """A process that trains in one way for as many seconds as it is told."""
+    """A process that trains in one way, for a given number of seconds per turn."""
 
     def __init__(self, way: str, subject: Subject) -> None:
         context = multiprocessing.get_context("spawn")
@@ -32,7 +32,7 @@ class Process:
         self._process = context.Process(target=_serve, args=(remote, way, subject))
         with large_pages() if way in OURS else nullcontext():
             self._process.start()
-        remote.close()  # so that the end of the process is the end of the pipe
+        remote.close()  # so that the pipe closes when the process ends
         self._ready = False
         self._busy = False
 
@@ -55,7 +55,7 @@ class Process:
         return images_per_second
 
     def close(self) -> None:
-        """End the process: in good order if it waits for a turn, otherwise at once."""
+        """End the process: cleanly if it waits for a turn, otherwise by killing it."""
         if self._ready and not self._busy:
             self._pipe.send((TRAINING, 0.0))
         else:
@@ -64,14 +64,14 @@ class Process:
 
 
 def together(processes: list[Process], seconds: float, *, work: str = TRAINING) -> float:
-    """Return the rate of several processes that take their turn at the same time."""
+    """Return the total rate of several processes that take their turn at the same time."""
     for process in processes:
         process.begin(work, seconds)
     return sum(process.result() for process in processes)
 
 
 def hopeless() -> dict[str, str]:
-    """Return which precision is not worth waiting for on this processor, and why."""
+    """Return the precision that is too slow on this processor to measure, and why, if any."""
     if is_native() or measured().times < HOPELESS:
         return {}
     return {"bf16": f"{measured()}, {measured().times:.0f} times as long"}
@@ -92,16 +92,16 @@ class CpuWays:
         self._processes: list[Process] = []
         self._by_way: dict[str, list[Process]] = {}
         try:
-            with held_back(signal.SIGINT):  # for ever in these processes: it is not for them
+            with held_back(signal.SIGINT):  # inherited by these processes: Ctrl-C is not for them
                 self._start(subject)
-            for process in self._processes:  # before any has its turn, so that none is disturbed
+            for process in self._processes:  # before any turn, so that no turn is disturbed
                 process.wait()
         except BaseException:
             self.close()
             raise
 
     def peaks(self, seconds: float) -> dict[str, float]:
-        """Return the FLOPs a second of matrix products on all cores, by precision."""
+        """Return the FLOPs per second of matrix products on all cores, by precision."""
         processes = next(iter(self._by_way.values()))
         precisions = dict.fromkeys(OURS[way].precision for way in self._by_way)
         return {kind: together(processes, seconds, work=kind) for kind in precisions}

@@ -22,7 +22,7 @@ class StudySpeed:
 
     jobs: int
     workers: int
-    start_seconds: float  # until the first job was under way; paid once
+    start_seconds: float  # until the first job had started; spent once per run
     seconds: float  # from then on
     jobs_per_minute: float
     step_ms: float  # of a training in this process
@@ -33,7 +33,7 @@ class StudySpeed:
         return asdict(self)
 
     def text(self) -> str:
-        """Lay out as lines."""
+        """Return the values as lines of text."""
         return "\n".join(
             [
                 f"{'trainings':24}{self.jobs:>10}",
@@ -47,7 +47,7 @@ class StudySpeed:
 
 
 def measure_study(*, num_jobs: int, device: str = "cpu", workers: int | None = None) -> StudySpeed:
-    """Run the quickstart's training with so many seeds, and one more seed on its own."""
+    """Run the quickstart's training with ``num_jobs`` seeds, and one more seed on its own."""
     jobs = _trainings(num_jobs + 1)
     workers = num_cores() if workers is None and device == "cpu" else workers
     alone, step_ms = _outside(jobs[-1:], device)
@@ -89,7 +89,7 @@ def _trainings(num: int) -> list[Job]:
 
 
 def _outside(jobs: Sequence[Job], device: str) -> tuple[float, float]:
-    """Return the share of the time that is not steps, and the milliseconds of a step."""
+    """Return the share of the time outside training steps, and the milliseconds of a step."""
     steps: list[float] = []
     with tempfile.TemporaryDirectory() as folder, _timed_steps(steps.append):
         store = Store.open(Path(folder))
@@ -101,7 +101,7 @@ def _outside(jobs: Sequence[Job], device: str) -> tuple[float, float]:
 
 @contextmanager
 def _timed_steps(note: Callable[[float], None]) -> Iterator[None]:
-    """Time every step of every training; only here, so that a training need not know of it."""
+    """Time every training step, by replacing ``Training.step``, which itself has no timing."""
     step = Training.step
 
     def timed(self: Training) -> None:

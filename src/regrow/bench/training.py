@@ -1,7 +1,7 @@
 """Images per second: a plain PyTorch loop against regrow, alone and together.
 
-All ways are measured in turns, round after round, in one run, so that what else the machine does
-hits them alike; figures are medians over rounds, and ratios are of these medians.
+All ways are measured in turns, round after round, in one run, so that other load on the machine
+affects them equally; numbers are medians over rounds, and ratios are of these medians.
 """
 
 import statistics
@@ -21,18 +21,18 @@ PEAK_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The measurements of one network; rates are images a second."""
+    """The measurements of one network; rates are images per second."""
 
     net: str
-    num_together: int  # how many trainings are together
+    num_together: int  # number of trainings that run at once in the ways named "together"
     rates: dict[str, float]
-    best: str  # the fastest of ours
-    times_plain: float  # over the faster plain loop
+    best: str  # our fastest way
+    times_plain: float  # speed-up over the faster plain loop
     flops_per_second: float
-    peak: dict[str, float]  # FLOPs a second of matrix products, by precision
-    of_peak: float  # in the same precision
+    peak: dict[str, float]  # FLOPs per second of matrix products, by precision
+    of_peak: float  # share of the peak in the same precision
     outside: float | None  # share of a step outside forward, backward and update
-    left_out: dict[str, str]  # precisions that are hopeless here, and why
+    left_out: dict[str, str]  # precisions that are too slow here to measure, and why
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -49,7 +49,7 @@ def measure_training(
 ) -> Row:
     """Measure every way to train a network, ``seconds`` for each in each round.
 
-    ``precision`` leaves out the ways of ours in another one, on a CPU.
+    On a CPU, ``precision`` leaves out our ways in other precisions.
     """
     ways = CpuWays(subject, precision) if device == "cpu" else GpuWays(subject, device)
     rates: dict[str, list[float]] = {name: [] for name in ways.ways}
@@ -62,7 +62,7 @@ def measure_training(
     finally:
         ways.close()
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    if PLAIN_ALL_THREADS in medians:  # whichever is faster: threads of tiny networks may collapse
+    if PLAIN_ALL_THREADS in medians:  # the faster one: tiny networks may be slow with many threads
         medians["plain"] = max(medians["plain"], medians.pop(PLAIN_ALL_THREADS))
     best = max((name for name in medians if "together" in name), key=lambda name: medians[name])
     way = best.split()[0]
@@ -92,7 +92,7 @@ def head(row: Row) -> str:
 
 
 def line(row: Row) -> str:
-    """Lay a row out as a line under its head."""
+    """Return a row as a line under its head."""
     outside = "-" if row.outside is None else f"{row.outside:.1%}"
     rates = "".join(f"{rate:>15,.0f}" for rate in row.rates.values())
     shares = f"{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
@@ -100,7 +100,7 @@ def line(row: Row) -> str:
 
 
 def foot(rows: Sequence[Row]) -> str:
-    """Return what is said under all rows: the peak that they are shares of, and what is missing."""
+    """Return the lines under all rows: the peak rates, and the precisions left out."""
     peaks = (
         f"{statistics.median(row.peak[name] for row in rows) / 1e9:,.0f} GFLOP/s in {name}"
         for name in rows[0].peak

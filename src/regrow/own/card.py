@@ -17,8 +17,8 @@ from regrow.surgery import Proof
 from regrow.surgery.cut import duplicate
 
 BATCHES = (1, 64)
-NOISY = 0.2  # of the median, between the quartiles
-FEWEST, SECONDS = 3, 2.0  # rounds, and for all rounds together once there are the fewest
+NOISY = 0.2  # distance between the quartiles, as a share of the median
+FEWEST, SECONDS = 3, 2.0  # number of rounds at least; seconds after which no more are begun
 PROTOCOL = (
     "Random inputs, evaluation mode, no gradients; both networks run in turns in one process, "
     "after one round that is not counted. Latency is the median over the rounds, with quartiles. "
@@ -45,7 +45,7 @@ class Spread:
 
     @property
     def noisy(self) -> bool:
-        """True where half of the rounds lie further apart than a fair clock would have them."""
+        """True if the quartiles are further apart than ``NOISY`` of the median."""
         return self.high - self.low > NOISY * self.median
 
     def __str__(self) -> str:
@@ -57,9 +57,9 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedPair:
-    """Two networks on a batch of one size: seconds, bytes, and the speed-up that was forecast.
+    """Two networks at one batch size: seconds, bytes, and the predicted speed-up.
 
-    ``why`` says why a batch of this size was not measured; all else is None then.
+    ``why``: the reason why this batch size was not measured; all else is then None.
     """
 
     batch: int
@@ -72,7 +72,7 @@ class SpeedPair:
 
     @property
     def noisy(self) -> bool:
-        """True where the rounds of one of the networks differ too much to tell a speed-up."""
+        """True if the rounds of one of the networks vary too much to determine a speed-up."""
         return any(spread is not None and spread.noisy for spread in (self.before, self.after))
 
     @property
@@ -84,18 +84,18 @@ class SpeedPair:
 def measure_speed(
     before: nn.Module, after: nn.Module, example: Any, *, batch: int, device: str = "cpu"
 ) -> SpeedPair:
-    """Measure two networks on random inputs like an example, as a batch."""
+    """Measure two networks on a batch of random inputs like an example."""
     inputs = batched(example, batch)
     try:
         old, new = turns(
             (before, after), inputs, device=device, seconds=SECONDS, fewest=FEWEST, warm_up=1
         )
-        # A copy of each, because to measure memory counts what is alive.
+        # A copy of each, because peak memory counts every tensor that is alive.
         sizes = [peak_bytes(duplicate(network), inputs) for network in (before, after)]
         expected = None
         if device == "cpu":
             expected = forecast(before, after, inputs, seconds=min(old))
-    except Exception as error:  # a network's own code may count on the number of examples
+    except Exception as error:  # a network's code may depend on the number of examples
         why = f"the network does not take it ({type(error).__name__}: {short(error)})"
         return SpeedPair(batch=batch, why=" ".join(why.split()))
     return SpeedPair(
@@ -110,7 +110,7 @@ def measure_speed(
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """All that was done to a network and measured of it, as JSON and as a page of Markdown."""
+    """Everything that was done to a network and measured, as JSON and as a page of Markdown."""
 
     network: str  # its class
     parameters: tuple[int, int]  # before and after
@@ -127,7 +127,7 @@ class Card:
     inputs: str = ""
     asked: Mapping[str, Any] = field(default_factory=dict)  # criterion, allocation, amount, ...
     caveats: Sequence[str] = ()
-    exports: Mapping[str, str] = field(default_factory=dict)  # files -> what was compared
+    exports: Mapping[str, str] = field(default_factory=dict)  # files -> comparison of outputs
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON values."""
@@ -157,7 +157,7 @@ class Card:
         }
 
     def __str__(self) -> str:
-        """Write the table of costs and the proof as plain lines, for a terminal."""
+        """Return the table of costs and the proof as plain lines, for a terminal."""
         rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
@@ -172,7 +172,7 @@ class Card:
         return visible("\n".join([*lines, *files]))
 
     def to_markdown(self) -> str:
-        """Write the card as a page."""
+        """Return the card as a page of Markdown."""
         rows = self._rows()
         table = [f"| {' | '.join(row)} |" for row in rows]
         table.insert(1, "| --- | ---: | ---: | ---: |")
@@ -242,7 +242,7 @@ class Card:
             lines.append(
                 f"These times are rough (batch {' and '.join(noisy)}: quartiles more than "
                 f"{NOISY:.0%} of the median apart): other work ran on this machine, or a network "
-                "takes too little time to be timed well. They tell no speed-up: measure on an idle "
+                "takes too little time to be timed well. They show no speed-up: measure on an idle "
                 "machine."
             )
         return lines

@@ -37,7 +37,7 @@ CARD, PAGE = "card.json", "card.md"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Compressed:
-    """A network that was cut: itself, what was cut and where, the proof, and the card.
+    """A pruned network, with its mask, the trace of the unpruned one, the proof and the card.
 
     ``print`` shows the costs before and after, and the proof.
     """
@@ -47,7 +47,7 @@ class Compressed:
     trace: Trace
     proof: Proof
     card: Card
-    architecture: Architecture | None = None  # where nobody said where the network comes from
+    architecture: Architecture | None = None  # None: the network's origin was not given
 
     def __str__(self) -> str:
         return str(self.card)
@@ -55,15 +55,15 @@ class Compressed:
     def save(self, folder: str | Path, *, exports: Sequence[str] = ()) -> Card:
         """Write the network and its card to a new folder, completely or not at all.
 
-        Returns the card, which tells of the exports too.
+        Returns the card, including the exports.
 
         Args:
             folder: must not exist.
-            exports: ``onnx`` and ``pt2``, of which each is compared with the network.
+            exports: any of ``onnx`` and ``pt2``; each file is compared with the network.
 
         Raises:
-            ConfigError: the folder is there or cannot be written, or an extra is missing.
-            TraceError: what was written does not compute what the network does.
+            ConfigError: the folder exists or cannot be written, or an extra is missing.
+            TraceError: the written network or an export computes something else.
         """
         if self.architecture is None:
             raise ConfigError(
@@ -86,7 +86,7 @@ class Compressed:
         return card
 
     def _check_reading(self, folder: Path) -> None:
-        """Read a network back, and compare; a ``TraceError`` says what its arguments leave open."""
+        """Load the written network and compare its outputs; raise ``TraceError`` if they differ."""
         assert self.architecture is not None
         model = self.architecture.model
         by_code = isinstance(model, ModelOrigin) and model.kind == "code"
@@ -96,7 +96,7 @@ class Compressed:
         )
         if not gap <= CLOSE:
             raise TraceError(
-                f"The network that is built anew from {model!r} computes other outputs than the "
+                f"The network that is rebuilt from {model!r} computes other outputs than the "
                 f"one that was cut (off by {gap:.1e}): they depend on something besides its "
                 "arguments and weights. Make that an argument, or a buffer."
             )
@@ -144,10 +144,10 @@ def compress(
     inputs = inputs_of(example)
     method = general_method(criterion, scope=scope, allocation=allocation)
     given, network = network, _folded(network, on_step)
-    on_step("Following the channels")
+    on_step("Tracing the channels")
     traced = _traced(network, inputs.example() if _is_text(example) else example, keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
-    on_step("Choosing what stays")
+    on_step("Choosing the units to keep")
     options |= {"dataset": dataset, "loss": loss, "seed": seed, "device": device}
     with saying_where(method):
         mask = select(network, traced, method, **options)
@@ -175,7 +175,7 @@ def _check(network: object, amount: Mapping[str, float]) -> None:
 
 
 def check_amount(amount: Mapping[str, float]) -> None:
-    """Refuse an amount that no network can be cut to."""
+    """Refuse an amount that is not valid for any network."""
     for name, value in amount.items():
         if name == "sparsity":
             checked_sparsity(value)
@@ -184,10 +184,10 @@ def check_amount(amount: Mapping[str, float]) -> None:
 
 
 def _folded(network: nn.Module, on_step: Callable[[str], None]) -> nn.Module:
-    """Fold a network's weights, and say so if there are any that a norm computes."""
+    """Fold weight and spectral norms into plain weights, if there are any, and report that."""
     folded = fold(network)
     if folded is not network:
-        on_step("Writing weights that weight or spectral norms compute as plain weights")
+        on_step("Folding weight or spectral norms into plain weights")
     return folded
 
 
@@ -230,7 +230,7 @@ def _cut(
     device: str,
     on_step: Callable[[str], None],
 ) -> Compressed:
-    """Shrink a network, prove it, and measure both; what was asked for is not on the card yet."""
+    """Shrink a network, prove the cut, and measure both; the card does not have settings yet."""
     small = shrink(network, mask, traced).eval()
     on_step("Proving the cut")
     proof = _proven(network, mask, traced)

@@ -12,13 +12,13 @@ from regrow.pruning.examples import check_fit
 
 
 def spec_of(name: str, inputs: Inputs) -> DataSpec:
-    """Return a data set by its name, its images in the size that a network takes."""
+    """Return the spec of a data set, with images in the size of a network's input."""
     shape = inputs.inputs[0].shape
     return DataSpec(name, size=shape[-1] if len(shape) == 4 else None)
 
 
 def read_examples(spec: DataSpec, inputs: Inputs, network: nn.Module, *, where: str) -> Dataset:
-    """Read a data set; a ``ConfigError`` says where its examples do not fit a network."""
+    """Read a data set; raise ``ConfigError`` if its examples do not fit the network."""
     shape, dataset = inputs.inputs[0].shape, load(spec)
     if dataset.inputs is None:
         found = tuple(dataset.train.batch(torch.tensor([0])).shape[1:])

@@ -1,4 +1,4 @@
-"""The inputs that an exported network takes: masks beside its tokens, and axes of any size."""
+"""The inputs of an exported network: masks beside its tokens, and dynamic axes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from regrow.surgery.taken import CallSignature
 TOKENS, MASK, SEGMENTS = "input_ids", "attention_mask", "token_type_ids"
 BATCH_NAME, LENGTH_NAME = "batch", "sequence"
 BATCH = 2  # examples that a network is exported with
-FEWEST = 3  # tokens from which on a length is free: exporters take 1 for a constant
+FEWEST = 3  # least number of tokens for a dynamic length: exporters treat 1 as a constant
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """An example to export a network with, and which of its axes are to be free.
+    """An example to export a network with, and which of its axes are dynamic.
 
-    ``dropped`` are inputs that texts need and that this example does without.
+    ``dropped`` are inputs that padded texts need, and that this example lacks.
     """
 
     example: Any
@@ -29,11 +29,11 @@ class Exportable:
     dropped: tuple[str, ...] = ()
 
     def inputs(self) -> Any:
-        """Return what the network is exported with."""
+        """Return the inputs that the network is exported with."""
         return batched(self.example, BATCH if self.batch else 1)
 
     def axes(self) -> list[dict[int, str]]:
-        """Name the free axes of each input, in order."""
+        """Return the names of the dynamic axes of each input, in order."""
         return [self._axes(name, value) for name, value in named(self.example)]
 
     def _axes(self, name: str, value: Any) -> dict[int, str]:
@@ -46,7 +46,7 @@ class Exportable:
         return axes
 
     def checks(self) -> Iterator[Any]:
-        """Yield inputs to compare on: other batches, other lengths, and padded ones."""
+        """Yield inputs to compare outputs on: other batches, other lengths, and padded ones."""
         for size in (1, 3) if self.batch else (1,):
             inputs = batched(self.example, size)
             yield inputs
@@ -57,7 +57,7 @@ class Exportable:
 
     @property
     def padded(self) -> bool:
-        """True if there is a mask by which a text may be shorter than others of its batch."""
+        """True if there is a mask, so that texts in a batch may differ in length."""
         mask = self.example.get(MASK) if isinstance(self.example, Mapping) else None
         return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > 1
 
@@ -65,14 +65,14 @@ class Exportable:
         names = [name for name, _ in named(self.example)]
         inputs = f"{', '.join(names[:-1])} and {names[-1]} in " if len(names) > 1 else ""
         if not self.batch:
-            return f"{inputs}one example at a time, as its code counts on it"
+            return f"{inputs}one example at a time, as its code requires"
         return f"{inputs}batches of any size" + (
             " and of any length that the network takes" if self.length else ""
         )
 
 
 def ways(network: nn.Module, example: Any) -> Iterator[Exportable]:
-    """Yield what to export a network with, the freest first, and with masks before without."""
+    """Yield ways to export a network: with masks before without, most dynamic axes first."""
     full = with_masks(network, example)
     given = dict(named(example))
     lacking = [name for name, _ in named(full) if name in (MASK, SEGMENTS) and name not in given]
@@ -85,10 +85,10 @@ def ways(network: nn.Module, example: Any) -> Iterator[Exportable]:
 
 
 def with_masks(network: nn.Module, example: Any) -> Any:
-    """Add to tokens what a tokenizer gives beside them, where the network names it.
+    """Add to tokens the other outputs of a tokenizer that the network's ``forward`` accepts.
 
-    Without a mask a text that is padded to the length of others would be read with its padding.
-    Inputs by name come in the order in which ``forward`` names them.
+    Without a mask, the padding of a text would be read as part of it. Named inputs are returned in
+    the order of the arguments of ``forward``.
     """
     taken = CallSignature.by(network).names
     unnamed = isinstance(example, Tensor) and taken[:1] == (TOKENS,)
@@ -106,7 +106,7 @@ def with_masks(network: nn.Module, example: Any) -> Any:
 
 
 def _segments(network: nn.Module, tokens: Tensor) -> Tensor | None:
-    """Return the numbers of a text's parts; None where a network knows one part alone."""
+    """Return segment ids for the tokens; None if the network has only one kind of segment."""
     config = getattr(network, "config", None)
     if config is None:
         return torch.zeros_like(tokens)
@@ -117,13 +117,13 @@ def _segments(network: nn.Module, tokens: Tensor) -> Tensor | None:
 
 
 def is_sequence(value: Any) -> bool:
-    """Tell whether an input is a batch of tokens, or a mask of them."""
+    """Return whether an input is a batch of tokens, or a mask of them."""
     whole = isinstance(value, Tensor) and not value.is_floating_point()
     return whole and value.dim() == 2 and value.shape[1] >= FEWEST
 
 
 def named(inputs: Any) -> list[tuple[str, Any]]:
-    """List inputs by their names; those without one are numbered."""
+    """Return inputs with their names; those without one are numbered."""
     if isinstance(inputs, Mapping):
         return list(inputs.items())
     values = inputs if isinstance(inputs, list | tuple) else (inputs,)
@@ -133,7 +133,7 @@ def named(inputs: Any) -> list[tuple[str, Any]]:
 
 
 def _padding(mask: Tensor) -> Tensor:
-    """Hide ever more of the end of a mask's texts, and never all."""
+    """Mask a larger part of the end of each further text, but never all of it."""
     num, length = mask.shape
     hidden = torch.tensor([(row + (num == 1)) * length // (num + 1) for row in range(num)])
     return (torch.arange(length) < (length - hidden)[:, None]).to(mask)

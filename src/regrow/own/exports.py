@@ -1,4 +1,4 @@
-"""Networks in other formats, each read back and compared with the network that it was made of."""
+"""Export of networks to other formats; each file is read back and compared with the network."""
 
 import logging
 import warnings
@@ -21,13 +21,13 @@ from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
 from regrow.surgery.taken import batch_hint, check_names, check_network
 
-CLOSE = 1e-4  # of the largest output, by which an export may be off
-MOST_INSIDE = 2**30  # bytes of weights; more lie beside the .onnx file, which holds 2 GiB at most
-Run = Callable[[Any], Any]  # an export, as it is called
+CLOSE = 1e-4  # largest error of an export, relative to the largest output
+MOST_INSIDE = 2**30  # bytes of weights; more go into a file beside the .onnx, which holds 2 GiB
+Run = Callable[[Any], Any]  # runs an export: inputs -> outputs
 
 
 def export_onnx(network: nn.Module, example: Any, path: Path) -> str:
-    """Write a network as ONNX, and return how far its outputs are from the network's."""
+    """Write a network as ONNX, and return in words its inputs and the error of its outputs."""
     check_packages(["onnx"])
     outputs = _output_names(network, example)
     return _exported(
@@ -36,12 +36,12 @@ def export_onnx(network: nn.Module, example: Any, path: Path) -> str:
 
 
 def export_pt2(network: nn.Module, example: Any, path: Path) -> str:
-    """Write a network as ``torch.export`` does, and return how far its outputs are."""
+    """Write a network with ``torch.export``, and return in words its inputs and error."""
     return _exported(network, example, lambda program, _: _pt2(program, path), "--pt2")
 
 
 def _output_names(network: nn.Module, example: Any) -> list[str] | None:
-    """Return the names of what a network returns, if it is a mapping of tensors."""
+    """Return the names of a network's outputs, if it returns a mapping of tensors."""
     with _quiet("--onnx"):
         output = called(network, example)
     if not isinstance(output, Mapping) or not all(isinstance(x, Tensor) for x in output.values()):
@@ -58,7 +58,7 @@ def _onnx(program: Any, way: Exportable, path: Path, outputs: list[str] | None) 
         program, dynamo=True, input_names=names, output_names=outputs, verbose=False
     )
     assert written is not None
-    sizes: dict[Any, str] = {}  # the exporter calls what is free s77 or so
+    sizes: dict[Any, str] = {}  # the exporter names dynamic sizes s77 or the like
     for node, axes in zip(written.model.graph.inputs, way.axes(), strict=False):
         shape = [*(node.shape or ())]
         sizes |= {str(shape[i]): name for i, name in axes.items() if not isinstance(shape[i], int)}
@@ -137,7 +137,7 @@ def check_packages(exports: Iterable[str]) -> None:
 def _exported(
     network: nn.Module, example: Any, write: Callable[[Any, Exportable], Run], what: str
 ) -> str:
-    """Export a network in the freest way that works, and say how; see ``ways``."""
+    """Export a network in the first of the ``ways`` that works, and return it in words."""
     network = network.eval()
     failure: Exception | None = None
     for way in ways(network, example):
@@ -145,7 +145,7 @@ def _exported(
             with _quiet(what):
                 run = write(_program(network, way), way)
                 gap = max(largest_gap(run(x), called(network, x)) for x in way.checks())
-        except ConfigError as error:  # its code counts on the number of examples, or of tokens
+        except ConfigError as error:  # its code depends on the number of examples, or of tokens
             failure = failure or error
             continue
         if gap <= CLOSE:
@@ -159,10 +159,10 @@ def _exported(
 
 
 def _program(network: nn.Module, way: Exportable) -> Any:
-    """Return a network as ``torch.export`` reads it."""
+    """Return a network as a program of ``torch.export``."""
     inputs = way.inputs()
     args, kwargs = _arguments(inputs)
-    sizes = {BATCH_NAME: torch.export.Dim(BATCH_NAME)}  # lengths may be bound by a table's
+    sizes = {BATCH_NAME: torch.export.Dim(BATCH_NAME)}  # a table may limit lengths, so not those
     free: list[Any] = [
         {i: sizes.get(name, torch.export.Dim.DYNAMIC) for i, name in axes.items()} or None
         for axes in way.axes()
@@ -172,7 +172,7 @@ def _program(network: nn.Module, way: Exportable) -> Any:
 
 
 def _told(way: Exportable, gap: float) -> str:
-    """Word what an export takes, and how far it is off."""
+    """Return in words the inputs that an export takes, and its error."""
     padded = ", on padded texts too" if way.padded else ""
     text = f"takes {way}; within {gap:.1e} of the network's outputs{padded} ({CLOSE:g} allowed)"
     if not way.dropped:
@@ -186,7 +186,7 @@ def _told(way: Exportable, gap: float) -> str:
 def largest_gap(exported: Any, expected: Any) -> float:
     """Return the largest difference of two outputs, relative to the largest number in the second.
 
-    Infinite where one is not finite, or where they are not of the same shapes.
+    Infinite if one is not finite, or if their shapes differ.
     """
     pairs = [[x for x in tree_leaves(o) if isinstance(x, Tensor)] for o in (exported, expected)]
     if [x.shape for x in pairs[0]] != [x.shape for x in pairs[1]]:
@@ -209,7 +209,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def _quiet(subject: str) -> Iterator[None]:
-    """Keep the exporters' own messages away; what they raise becomes a ``ConfigError``."""
+    """Silence the exporters' own messages, and turn their exceptions into a ``ConfigError``."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: a network's recipe, weights and card to and from a repository."""
+"""Upload and download of a network's architecture, weights and card (Hugging Face hub)."""
 
 import json
 import re
@@ -59,10 +59,10 @@ def push(
     if not REPOSITORY.fullmatch(text(name, "name")):
         raise ConfigError(f"A repository of the hub is OWNER/NAME. Got {name!r}.")
     if results and dataset is None:
-        raise ConfigError("Say which data the results are of: --on NAME.")
+        raise ConfigError("Name the data set of the results: --on NAME.")
     if dataset is not None and not results and not (source / RESULT).is_file():
         raise ConfigError(
-            f"There are no results that could be of {short(dataset)}. Give some: --result "
+            f"There are no results for the data set {short(dataset)}. Give some: --result "
             "METRIC=VALUE."
         )
     hub = package("huggingface_hub", extra="hub", wanted_for="The Hugging Face hub")
@@ -103,7 +103,7 @@ def pull(name: str) -> Path:
 
 
 def _lay_out(source: Path, scratch: Path, name: str, hub: Any, **said: Any) -> None:
-    """Write all that a repository holds into a folder."""
+    """Write a repository's files into a folder."""
     for file in (ARCHITECTURE, WEIGHTS):
         if not (source / file).is_file():
             raise StoreError(
@@ -125,17 +125,17 @@ def _page(
     dataset: str | None,
     task: str,
 ) -> str:
-    """Write the repository's card: metadata with a ``model-index``, the card, how to load it."""
+    """Return the repository's card: metadata with a ``model-index``, the card, how to load it."""
     found = dict(results or {})
-    if not found and (source / RESULT).is_file():  # of a study: its score, and of which data
+    if not found and (source / RESULT).is_file():  # exported from a study: its score and data
         result = _read(source / RESULT)
         metrics = [key.removesuffix("_unit") for key in result if key.endswith("_unit")]
         found = {name: result[name] for name in metrics if is_number(result.get(name))}
         dataset = dataset or result.get("data")
-        if found and dataset is None:  # of a function of one's own, which alone knows its data
+        if found and dataset is None:  # the user's own function scored it, so data are unknown
             raise ConfigError(
-                f"'{source}' has scores ({', '.join(found)}) and does not say on which data. Say "
-                "so: --on NAME."
+                f"'{source}' has scores ({', '.join(found)}) but does not say on which data. Name "
+                "the data set: --on NAME."
             )
     data = hub.ModelCardData(
         model_name=name.partition("/")[2],
@@ -191,7 +191,7 @@ def _text(file: Path) -> str:
 
 
 def _unreadable(file: Path, error: Exception) -> StoreError:
-    return StoreError(f"'{file}' cannot be read: {short(error)}. Write it anew.")
+    return StoreError(f"'{file}' cannot be read: {short(error)}. Write it again.")
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The groups that a network can be cut by, and the parameters and MACs that lie in each."""
+"""The groups of a network that can be pruned, and the parameters and MACs of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,10 +22,10 @@ LAYERS_SHOWN = 6  # of one role in a group
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One group: its layers, and what of the network's costs its units make.
+    """One group: its layers, and its part of the network's costs.
 
-    ``parameters`` and ``macs`` are of the layers that produce and normalise the units; what reads
-    them belongs to the next group, and narrows as well.
+    ``parameters`` and ``macs`` are those of the layers that produce and normalise the units; layers
+    that read them belong to the next group, and become smaller as well.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Branch:
     width: int
     producers: Mapping[str, tuple[int, ...]]  # names of weights -> shapes
     norms: Sequence[str]
-    between: Sequence[str]  # layers that keep channels apart: depthwise convolutions, scales
+    between: Sequence[str]  # layers that act on single channels: depthwise convolutions, scales
     readers: Sequence[str]
     parameters: int
     macs: int
@@ -41,7 +41,7 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """A layer (or parameter) that is kept whole, with why, and what it costs."""
+    """A layer (or parameter) that is kept whole, with the reason and its costs."""
 
     name: str
     why: str
@@ -51,7 +51,7 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """A network's groups, what is whole, and what is left at half of every width."""
+    """A network's groups, the layers kept whole, and the costs left at half of every width."""
 
     network: str  # the name of its class
     inputs: str
@@ -59,7 +59,7 @@ class Inspection:
     macs: int
     groups: Sequence[Branch]
     whole: Sequence[Whole]
-    half_parameters: float  # the share that is left where every group has half of its units
+    half_parameters: float  # the share that is left if every group has half of its units
     half_macs: float
     caveats: Sequence[str] = field(default=())
 
@@ -168,13 +168,13 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
 
 
 def check_numbers(network: object) -> None:
-    """Raise a ``ConfigError`` if something is no network, or has shapes only, and no numbers."""
+    """Raise a ``ConfigError`` unless this is a network whose parameters have values."""
     check_network(network)
     assert isinstance(network, nn.Module)
     empty = [name for name, parameter in network.named_parameters() if parameter.is_meta]
     if empty:
         raise ConfigError(
-            f"{len(empty)} parameters of the network, such as {empty[0]!r}, lie on the device "
+            f"{len(empty)} parameters of the network, such as {empty[0]!r}, are on the device "
             "'meta', which holds no numbers. Build it on the CPU."
         )
 
@@ -201,19 +201,19 @@ def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:
 
 
 def _between(group: Group) -> list[str]:
-    """Name the layers that change units one by one, such as depthwise convolutions."""
+    """Return the layers that act on each unit separately, such as depthwise convolutions."""
     makers = {_layer(slot.tensor) for slot in group.producers()}
     passed = [_layer(s.tensor) for s in group.slots if s.role == "norm" and ":" not in s.tensor]
     return [name for name in dict.fromkeys(passed) if name not in {*makers, *group.norms}]
 
 
 def _layer(tensor: str) -> str:
-    """Name the layer that a tensor belongs to; of one beside layers (a class token), itself."""
+    """Return the layer that a tensor belongs to; one outside layers (a class token) is its own."""
     return tensor.rpartition(".")[0] or tensor
 
 
 def _whole(network: nn.Module, traced: Trace, counted: Counted) -> list[Whole]:
-    """Return what is whole, with the numbers that lie in no group."""
+    """Return the layers kept whole, with the parameters and MACs that are in no group."""
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     macs = counted.by_parameter
     return [
@@ -230,7 +230,7 @@ def _whole(network: nn.Module, traced: Trace, counted: Counted) -> list[Whole]:
 
 
 def _half(network: nn.Module, traced: Trace, counted: Counted) -> tuple[float, float]:
-    """Return the shares of parameters and MACs that are left at half of every width."""
+    """Return the shares of parameters and MACs left at half of every width."""
     method = Method(
         name="half", criterion="first", allocation="uniform", scope=("all",), trained=False
     )

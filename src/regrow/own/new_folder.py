@@ -13,7 +13,7 @@ from regrow.errors import ConfigError, StoreError
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """Give a scratch folder beside a new one, which takes its name when all is written."""
+    """Yield a scratch folder beside a new one; it gets that name when everything is written."""
     path = Path(folder)
     check_new(path)
     with scratch_beside(path) as scratch:
@@ -24,7 +24,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def added_to(folder: str | Path) -> Iterator[Path]:
-    """Give a scratch folder beside one that may exist, and move its files there at the end."""
+    """Yield a scratch folder beside one that may exist, and move its files there at the end."""
     path = Path(folder)
     if not (path.is_dir() and any(path.iterdir())):
         with new_folder(path) as scratch:
@@ -39,7 +39,7 @@ def added_to(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """Give a scratch folder on the file system of a path; what is left in it goes at the end."""
+    """Yield a scratch folder on the file system of a path; it is removed at the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -54,7 +54,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 
 def check_new(path: Path) -> None:
-    """Refuse a folder that is there already, unless it is empty, and one that cannot be made."""
+    """Refuse a path that exists, unless it is an empty folder, and one that cannot be written."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(
             f"'{path}' exists already and is not overwritten. Name another folder, or move it."
@@ -74,7 +74,7 @@ def _unwritable(path: Path, error: OSError) -> StoreError:
 
 
 def _open_to_others(scratch: Path) -> None:
-    """Give a temporary folder and its files, which are their owner's alone, the usual rights."""
+    """Give a temporary folder and its files, private to their owner, the usual permissions."""
     mask = _umask()
     for file in scratch.iterdir():
         file.chmod(0o666 & ~mask)

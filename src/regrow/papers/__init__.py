@@ -1,1 +1,1 @@
-"""Papers whose results can be reproduced, a folder each: see ``reproduce.paper``."""
+"""Papers whose results can be reproduced, one folder each: see ``reproduce.paper``."""

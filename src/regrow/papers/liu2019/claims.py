@@ -31,7 +31,7 @@ FT_40, FT_80, FT_160 = "fine-tune-40", "fine-tune-80", "fine-tune-160"
 TICKET, RANDOM = "winning-ticket", "random-init"
 TICKET_01, TICKET_001 = "winning ticket, rate 0.1", "winning ticket, rate 0.01"  # of Figure 7
 RANDOM_01, RANDOM_001 = "random, rate 0.1", "random, rate 0.01"
-TUNED = ("fine-tuned", "pruned", "prune-c")  # what a method offers: SSS and SFP fine-tune nothing
+TUNED = ("fine-tuned", "pruned", "prune-c")  # a method's result: SSS and SFP do not fine-tune
 STRUCTURED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 17)
 BOTH_SCRATCH = (1, 4, 6, 10, 11, 13, 17)
 SLIMMING, UNSTRUCTURED = "Network Slimming", "Unstructured pruning"  # panels of Figures 3 and 6
@@ -72,7 +72,7 @@ def _up(
     rules: tuple[Rule, ...] = (),
     where: Where | None = None,
 ) -> Ask:
-    """Judge ``first`` minus ``second``; without rules it is only told."""
+    """Judge ``first`` minus ``second``; without rules it is only reported."""
     return Ask(contrast=_of(first, second, tables, where=where or {}), rules=rules)
 
 
@@ -84,7 +84,7 @@ def _down(
     rules: tuple[Rule, ...],
     where: Where | None = None,
 ) -> Ask:
-    """Judge the same from the other side: ``every`` then asks that every row is below."""
+    """Judge the negative of that difference: ``every`` then requires every row to be below."""
     return Ask(contrast=_of(first, second, tables, where=where or {}), rules=rules, against=True)
 
 
@@ -97,13 +97,13 @@ def _curves(
     panels: str = "",
     against: bool = False,
 ) -> Ask:
-    """Judge curve against curve at equal parameters."""
+    """Judge one curve against another at equal parameters."""
     contrast = CurveContrast(figure=figure, first=first, second=second, panels=panels)
     return Ask(contrast=contrast, rules=rules, against=against)
 
 
 def _iterative(first: str, second: str, *, rules: tuple[Rule, ...], against: bool = False) -> Ask:
-    """Judge series against series of Figure 7a, round by round."""
+    """Judge one series of Figure 7a against another, round by round."""
     contrast = CurveContrast(
         figure=7, first=first, second=second, panels="(a) iterative", at="shares pruned"
     )
@@ -111,7 +111,7 @@ def _iterative(first: str, second: str, *, rules: tuple[Rule, ...], against: boo
 
 
 def _needs(evidence_needed: str) -> tuple[Judge]:
-    """Make the part that no printed number can decide."""
+    """Return the part of a claim that no printed number can decide."""
 
     def judge(evidence: ClaimEvidence) -> Judgement:
         del evidence

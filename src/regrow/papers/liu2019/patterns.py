@@ -16,12 +16,12 @@ from regrow.reproduce.rules import ClaimEvidence, Judgement, Outcome, untestable
 from regrow.reproduce.weights import NEAR, near_zero
 
 CONSISTENT = 0.10  # std over mean of a width, "at most about 10%"
-ALMOST_NONE = 0.1  # of the share of the unpruned network's weights that are near zero
+ALMOST_NONE = 0.1  # times the share of the unpruned network's weights that are near zero
 EVEN = 2.0  # shares kept within a factor of two count as nearly uniform
 
 
 def leave_one_method_out(contrast: Contrast) -> Callable[[ClaimEvidence], Judgement]:
-    """Pool the tested rows without each method in turn: does the mean rest on one of them?"""
+    """Pool the tested rows without each method in turn: does the mean depend on one of them?"""
 
     def ask(evidence: ClaimEvidence) -> Judgement:
         name, asks = "without each method in turn", "no mean worse by the margin"
@@ -90,7 +90,7 @@ def families_apart(
 
 
 def larger_lead(high: Contrast, low: Contrast) -> Callable[[ClaimEvidence], Judgement]:
-    """Ask whether each row leads by more than all rows of the same network pruned less."""
+    """Require each row to lead by more than all rows of the same network pruned less."""
 
     def ask(evidence: ClaimEvidence) -> Judgement:
         name, asks = "lead against the same network pruned less", "larger in every row"
@@ -120,9 +120,9 @@ def larger_lead(high: Contrast, low: Contrast) -> Callable[[ClaimEvidence], Judg
 
 
 def times_fewer(contrast: CurveContrast, times: float) -> Callable[[ClaimEvidence], Judgement]:
-    """Ask that the first curve, at one of its points, needs so many times fewer parameters.
+    """Require the first curve to need ``times`` fewer parameters than the second at some point.
 
-    Than the other needs for the same accuracy: the fewest at which the other reaches it.
+    The second needs, for the accuracy of that point, the fewest parameters at which it reaches it.
     """
 
     def ask(evidence: ClaimEvidence) -> Judgement:
@@ -152,7 +152,7 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[ClaimEvidenc
 
 
 def consistent_widths(evidence: ClaimEvidence) -> Judgement:
-    """Ask that no layer's width varies between runs by more than a tenth of its mean."""
+    """Require no layer's width to vary between runs (std) by more than a tenth of its mean."""
     name, asks = "std over mean of each width", f"at most {100 * CONSISTENT:g}%"
     frame = evidence.measured("widths")
     if frame.empty or not len(pruned := frame[frame["quantity"] == "pruned width"]):
@@ -180,7 +180,7 @@ def consistent_widths(evidence: ClaimEvidence) -> Judgement:
 
 
 def late_redundancy(evidence: ClaimEvidence) -> Judgement:
-    """Test the shares kept for a fall over stages (Page's L), ever steeper with the ratio.
+    """Test whether the shares kept fall over stages (Page's L), and more steeply at higher ratios.
 
     Reference: Page, Ordered hypotheses for multiple treatments, J. Am. Stat. Assoc. 1963.
     """
@@ -209,7 +209,7 @@ def late_redundancy(evidence: ClaimEvidence) -> Judgement:
 
 
 def flatter_than_vgg(evidence: ClaimEvidence) -> Judgement:
-    """Ask that PreResNet's shares kept spread less over stages than VGG's at each common ratio."""
+    """Require PreResNet's shares kept to vary less over stages than VGG's at each common ratio."""
     name, asks = "spread over stages, Table 18", "below VGG's (Table 21) at every common ratio"
     flat, steep = _stages(evidence, 18), _stages(evidence, 21)
     if flat is None or steep is None:
@@ -230,7 +230,7 @@ def flatter_than_vgg(evidence: ClaimEvidence) -> Judgement:
 
 
 def even_cells(number: int) -> Callable[[ClaimEvidence], Judgement]:
-    """Ask that all kernel positions of all stages keep shares within a factor of two."""
+    """Require the shares kept at all kernel positions and stages to be within a factor of two."""
 
     def ask(evidence: ClaimEvidence) -> Judgement:
         name, asks = f"shares kept, Table {number}", f"within a factor of {EVEN:g} at every ratio"
@@ -252,7 +252,7 @@ def even_cells(number: int) -> Callable[[ClaimEvidence], Judgement]:
 
 
 def few_near_zero(evidence: ClaimEvidence) -> Judgement:
-    """Ask for almost no weights near zero after fine-tuning, and for some after retraining."""
+    """Require almost no weights near zero after fine-tuning, but some after scratch training."""
     panel = "Unstructured Pruning"
     name = f"share of weights within {NEAR:g} of zero, Figure 8, {panel}"
     bins = evidence.measured("weights", where={"panel": panel})
@@ -293,7 +293,7 @@ def _network(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _stages(evidence: ClaimEvidence, number: int) -> pd.DataFrame | None:
-    """Spread a table of shares kept by ratio (rows) and stage; None unless it is whole."""
+    """Return a table of shares kept by ratio (rows) and stage (columns); None if any is missing."""
     cells = evidence.measured("sparsity", where={"table": number})
     if cells.empty:
         return None
