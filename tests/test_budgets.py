@@ -300,7 +300,7 @@ def test_patterns_are_followed_at_their_budget_or_at_their_own() -> None:
         (
             {"recipe": {"epochs": 8, "schedule": "cosine"}},
             "moving-last-rate",
-            "another at other training budgets",
+            "depends on the training budget",
         ),
     ],
 )

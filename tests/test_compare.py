@@ -893,8 +893,14 @@ def test_a_study_of_ones_own_function_has_budgets_too(here: Path) -> None:
         ({"budget": None}, "'budget' is missing"),
         ({"budget": None, "budgets": ["0.5x"]}, "Got '0.5x', and the training has no epochs"),
         ({"budget": {"steps": 80}, "budgets": [2, 4]}, "epochs, and the 'budget'.*is of steps"),
-        ({"arms": [{"name": "fine-tune", "peak_rates": 0.1}]}, "has 'peak_rates', and with a 'tr"),
-        ({"arms": [{"name": "fine-tune", "last_rates": 3}]}, "has 'last_rates', and with a 'trai"),
+        (
+            {"arms": [{"name": "fine-tune", "peak_rates": 0.1}]},
+            "has 'peak_rates', but with your own 'tr",
+        ),
+        (
+            {"arms": [{"name": "fine-tune", "last_rates": 3}]},
+            "has 'last_rates', but with your own 'tr",
+        ),
     ],
 )
 def test_budgets_and_rates_that_a_function_of_ones_own_cannot_have_are_refused(
