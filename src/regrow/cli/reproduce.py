@@ -149,7 +149,7 @@ def reproduce(
 def _precision(
     precision: str | None, scale: str, store: Path, device: str
 ) -> "tuple[str | None, PrecisionChoice]":
-    """Replace ``auto`` by the faster precision; at ``paper`` scale by None, the paper's own."""
+    """Replace ``auto`` by bf16 if it is faster and the scale is not ``paper``, else by None."""
     from regrow.run.precision import PrecisionChoice
     from regrow.train import AUTO
 

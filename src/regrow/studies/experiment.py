@@ -53,7 +53,7 @@ from regrow.train import Recipe, make_objective
 if TYPE_CHECKING:
     from regrow.studies.transfers import Transfer
 
-OWN_ARGUMENT = ("torchvision", "random")  # values of 'weights' that registered models accept
+OWN_ARGUMENT = ("torchvision", "random")  # 'weights' passed to registered models as an argument
 MOST_SEEDS = 10_000
 
 

@@ -124,7 +124,7 @@ def _head(value: Mapping[str, Any]) -> Head:
         named = [noun for noun in named if heads[noun] is head]
     if len(named) != 1:
         raise ConfigError(
-            "A study with a 'backbone' says what is built on it, by one of the keys "
+            "A study with a 'backbone' must say what is built on it, with one of the keys "
             f"{', '.join(map(repr, heads))}. Got the task {value.get('task')!r}."
         )
     return heads[named[0]].read(value.get(named[0]))
@@ -152,7 +152,7 @@ def _backbone(value: Mapping[str, Any], transfers: Sequence[Transfer]) -> Experi
     by_name = {_arm_name(arm): arm for arm in as_list(fields.get("arms", []))}
     if extra := sorted(set(by_name) - set(wanted)):
         raise ConfigError(
-            f"The 'backbone' has the arm {extra[0]!r}, on which nothing of the arms "
+            f"The 'backbone' has the arm {extra[0]!r}, on which none of the arms "
             f"{', '.join(transfer.name for transfer in transfers)} is built. Leave it out."
         )
     arms = [
