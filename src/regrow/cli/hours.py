@@ -65,7 +65,7 @@ def load_within(
     """Read a study, and shorten it to fit into a number of hours if one is given.
 
     Also returns its choice of precision, and a function that saves all choices in a store.
-    Without ``measure`` nothing is timed: the choices must be in the store.
+    Without ``measure`` nothing is timed, so a budget for ``hours`` must already be in the store.
     """
     study, choice = load_study(path, store, data=data, device=device, measure=measure)
     if measure:

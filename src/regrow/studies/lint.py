@@ -190,7 +190,7 @@ def _arms(experiment: Experiment) -> Iterator[Remark]:
     if all(arm.name != "unpruned" for arm in experiment.arms):
         yield Remark(
             code="no-unpruned",
-            reason="the unpruned network is not a row, so the loss caused by pruning is not shown",
+            reason="the unpruned network is not a row, so the effect of pruning is not shown",
             reference=BLALOCK,
             remedy="arms: add unpruned",
         )
