@@ -119,7 +119,7 @@ class Sheet:
 
     @property
     def caution(self) -> str:
-        """Why some measured cells are not compared with the printed ones; empty if all are."""
+        """The reasons why cells are not compared with the printed ones; empty if all are."""
         departed = [cell.departs for cell in self.cells if cell.departs]
         reasons = dict.fromkeys(
             reason for departure in departed for reason in departure.split(BETWEEN_REASONS)
