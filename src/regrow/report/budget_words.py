@@ -276,7 +276,7 @@ def _claims(trend: Trend) -> Iterator[str]:
 
 
 def _unequal(trend: Trend) -> Iterator[str]:
-    """Name the budgets where inherited weights lead, but rounding left equal FLOPs unused."""
+    """Name the budgets where inherited weights lead, but rounding left FLOPs unused."""
     short_of = [d for d in trend.run if d.budget <= (trend.better_to or 0) and d.unspent]
     if short_of:
         shares = [f"{d.unspent.figures} at {d.budget}" for d in short_of if d.unspent]

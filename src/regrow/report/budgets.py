@@ -85,7 +85,7 @@ class Difference:
 
     @property
     def n(self) -> int:
-        """Seeds that have a result in both arms."""
+        """The number of seeds that have a result in both arms."""
         return self.verdict.n
 
     @property

@@ -65,7 +65,7 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One data set, network and amount, with the methods that were pruned by it.
+    """One data set, network and amount, with the methods that prune by it.
 
     ``cost`` names the kind of cost that is compared; ``equal`` is True if all known costs agree.
     """
@@ -130,7 +130,7 @@ def contests(
     alpha: float = 0.05,
     gains: Gains | None = None,
 ) -> tuple[Contest, ...]:
-    """Compare the methods of a study wherever two or more have one amount.
+    """Compare the methods of a study wherever two or more have the same amount.
 
     ``reference`` is the label of a method that each other is compared with, instead of every pair.
     The largest training budget comes first, and for each the best retraining if there is a choice.

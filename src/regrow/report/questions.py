@@ -251,9 +251,9 @@ def _gain(metric: Metric, mean: float | None) -> float:
 
 
 def reference(runs: Sequence[Run]) -> str | None:
-    """Return the arm that a cell's others are compared with: the first retraining of its weights.
+    """Return the arm that the others are compared with: the first that trains inherited weights.
 
-    If a cell does not train inherited weights, the pruned network; None without that too.
+    If a cell has no such arm, the pruned network without retraining; None without either.
     """
     arms: dict[str, Run] = {}
     for run in runs:

@@ -65,7 +65,7 @@ TESTS = (
     "learning rate."
 )
 COUNTED = "an exact binomial test over all seeds, and "
-_md = markdown_text  # short, as it is in every line of a page
+_md = markdown_text  # used in every line of a page
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,7 +192,7 @@ class Run:
 
     @property
     def panel(self) -> tuple[str, ...]:
-        """Data set, model and any training budget, which share an unpruned reference."""
+        """Data set, model and any training budget; runs with equal ones share an unpruned row."""
         return tuple(filter(None, (self.data, self.model, epochs_in_words(self.training_budget))))
 
     @property

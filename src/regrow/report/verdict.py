@@ -80,7 +80,7 @@ class Verdict:
 
     @property
     def n(self) -> int:
-        """Seeds that have a result in both arms."""
+        """The number of seeds that have a result in both arms."""
         return self.comparison.n if self.comparison else 0
 
     @property

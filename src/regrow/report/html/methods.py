@@ -66,7 +66,7 @@ def method_section(
     }
     for table in tables:
         hrefs = ways.get(table.name, [])
-        hrefs = hrefs if len(hrefs) == len(table.rows) else []  # of one arm by two metrics
+        hrefs = hrefs if len(hrefs) == len(table.rows) else []  # one arm has two metrics
         blocks.append(
             PageTable.of(
                 table.title,

@@ -98,7 +98,7 @@ def _verdict_table(title: str, family: Sequence[Verdict], rows: RowLinks) -> Pag
         if bound is not None
     ]
     margin = family[0].margin
-    # Not all: the widest intervals, of few seeds, would squeeze the others.
+    # Most bounds, not all: the widest intervals, of few seeds, would squeeze the others.
     middle = sorted(bounds)[int(0.9 * (len(bounds) - 1))] if bounds else margin
     most = max((abs(v.comparison.difference) for v in family if v.comparison), default=0.0)
     reach = max(1.5 * margin, 1.05 * middle, 1.05 * most)
