@@ -195,7 +195,7 @@ def test_a_function_gets_the_same_kind_of_budget_for_every_arm(here: Path) -> No
     notes = " ".join(found.notes)
     assert "At which rate it fine-tuned is not known here" in notes
     assert "Whether the unpruned network had converged is not known" in notes
-    assert "What it took to train the given weights" not in notes
+    assert "The cost of training the given weights" not in notes
 
 
 def test_the_statistics_are_those_of_a_study(here: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_network_is_compared_on_the_input_that_the_smaller_one_was_cut_with(
     done = command(*asked, "--weights", "mine.pt", "--small", "small", "--seeds", "1")
     assert done.code == 0, done
     assert "No --input is given, so nets.py:mlp gets 1x4 as the smaller one was cut" in done.err
-    assert "What it took to train the given weights is not known" in done.out.replace("\n    ", " ")
+    assert "The cost of training the given weights is not known" in done.out.replace("\n    ", " ")
 
 
 def test_a_comparison_says_first_which_network_to_take(here: Path, command: Command) -> None:

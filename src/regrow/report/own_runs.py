@@ -73,7 +73,7 @@ def _unknown(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[st
                 "compares several lengths of training, and shows whether it still gains."
             )
     if any(run.given for _, run, _ in trained):
-        yield "What it took to train the given weights is not known, and counts as no FLOPs."
+        yield "The cost of training the given weights is not known, and counts as 0 FLOPs."
 
 
 def _rates(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
