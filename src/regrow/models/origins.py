@@ -324,7 +324,7 @@ def _call(text: str, builder: Any, file: str, arguments: Mapping[str, Any]) -> "
         inspect.signature(builder).bind(**arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{text}: its arguments are {inspect.signature(builder)}, and {error}. Give them with "
+            f"{text}: its arguments are {inspect.signature(builder)}: {error}. Give them with "
             "--set NAME=VALUE."
         ) from error
     except ValueError:  # code without a signature, which checks its arguments itself
@@ -348,7 +348,7 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         if not is_file(file):
             raise ConfigError(f"{text}: there is no file '{place}' in '{Path.cwd()}'.")
         return (
-            _run(lambda: _from_file(file), text, str(file.resolve()), doing="is not imported"),
+            _run(lambda: _from_file(file), text, str(file.resolve()), doing="cannot be imported"),
             (str(file.resolve())),
             attribute,
         )
@@ -359,7 +359,7 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         spec = None
     except Exception as error:  # this imports the parent package, which may fail
         raise ConfigError(
-            f"{text} is not imported: {place_of(error, place)}{type(error).__name__}: "
+            f"{text} cannot be imported: {place_of(error, place)}{type(error).__name__}: "
             f"{short(error)}"
         ) from error
     if spec is None:
@@ -369,7 +369,7 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         )
     where = spec.origin or place
     return (
-        _run(lambda: importlib.import_module(place), text, where, doing="is not imported"),
+        _run(lambda: importlib.import_module(place), text, where, doing="cannot be imported"),
         where,
         attribute,
     )

@@ -88,7 +88,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         elif filter_dim(known[1]) != filter_dim(module):
             raise TraceError(
                 f"{_layer(known[0])!r} and {_layer(tensor)!r} share a weight whose filters are "
-                "outputs of the one and inputs of the other, so they cannot be held at zero. "
+                "the outputs of one and the inputs of the other, so they cannot be held at zero. "
                 "Prune channels."
             )
 
@@ -98,7 +98,7 @@ def _parameter(tensor: str, module: nn.Module) -> nn.Parameter:
     weight = module._parameters.get("weight")
     if weight is None:
         fold = next((way for mark, way in _FOLDS.items() if hasattr(module, mark)), None)
-        how = f"Fold it into one first, {fold}" if fold else "Make it one"
+        how = f"Make it a parameter first, by {fold}" if fold else "Make it a parameter"
         raise TraceError(
             f"The weights of {_layer(tensor)!r} cannot be held at zero, because they are not a "
             f"parameter but computed from others. {how}, or prune channels, which leaves such "
