@@ -1,8 +1,8 @@
 """Automated gradual pruning: a cubic schedule (Zhu and Gupta, 2017, arXiv:1710.01878).
 
-While a network trains, the smallest weights of each layer are masked, more and more of them:
+While a network trains, a growing share of each layer's smallest weights is masked:
 
-    sparsity(t) = target * (1 - (1 - t)**3), with t from 0 to 1 over the middle of the training.
+    sparsity(t) = target * (1 - (1 - t)**3), with t from 0 to 1 over 10 % to 70 % of the training.
 """
 
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from regrow.pruning.method import register_method
 from regrow.train import MaskUpdates, Moment, Treatment
 
-EVERY = 100  # steps between changes, as published; twice an epoch where epochs are shorter
+EVERY = 100  # steps between mask changes, as published; half an epoch if that is less
 BEGIN, END = 0.1, 0.7  # shares of training
 
 
 def schedule(moment: Moment) -> tuple[int, int, int]:
-    """Return the first and the last step on which masks change, and the steps between."""
+    """Return the first and last step on which masks change, and the interval between changes."""
     every = max(1, min(EVERY, moment.steps_per_epoch // 2))
     return round(BEGIN * moment.num_steps), round(END * moment.num_steps), every
 
 
 def due(moment: Moment) -> bool:
-    """Tell whether masks change on a step."""
+    """Return whether masks change on this step."""
     begin, end, every = schedule(moment)
     step = moment.step
     return step == end or (begin <= step < end and (step - begin) % every == 0)
@@ -38,7 +38,7 @@ def sparsity_at(moment: Moment, target: float) -> float:
 
 
 def gradual(_strength: float, sparsity: float) -> Treatment:
-    """Mask the smallest weights of each layer on the schedule."""
+    """Return the treatment that masks each layer's smallest weights on the schedule."""
 
     def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
         layers = {name: p for name, p in model.named_parameters() if p.dim() > 1}

@@ -1,4 +1,4 @@
-"""APoZ, the average percentage of zeros behind a ReLU (Hu et al., 2016, arXiv:1607.03250)."""
+"""APoZ, the average percentage of zeros after a ReLU (Hu et al., 2016, arXiv:1607.03250)."""
 
 from torch import Tensor
 
@@ -9,22 +9,22 @@ from regrow.surgery import Group
 
 
 def is_not_zero(values: Tensor) -> Tensor:
-    """Tell where values are not zero, as numbers."""
+    """Return 1 where a value is not zero and 0 elsewhere, in the type of the values."""
     return (values != 0.0).to(values)
 
 
 @criterion("apoz")
 def apoz(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by the share of its values that are not zero, which is 1 - APoZ (equation 1).
+    """Score a unit by its share of nonzero activations, 1 - APoZ (equation 1).
 
-    The values are those that the next layers read, behind the ReLU (and pooling, if there is any).
+    The activations are those that the next layers read, after the ReLU (and pooling, if any).
     """
     shares = probe.read(group, is_not_zero)
     if bool((shares == 1.0).all()) and group.size > 1:
         raise ConfigError(
-            f"The inputs that layers take from {group.name!r} ({group.kind}) are never zero, and "
-            "apoz counts the zeros that a ReLU makes. Use a criterion such as mean-activation, or "
-            "leave such groups out of the method's scope."
+            f"The activations that layers read from {group.name!r} ({group.kind}) are never zero, "
+            "and apoz counts the zeros that a ReLU makes. Use a criterion such as mean-activation, "
+            "or leave such groups out of the method's scope."
         )
     return shares
 

@@ -1,10 +1,10 @@
-"""Baselines that any method has to beat: units chosen at random, globally or layer by layer.
+"""Baselines that any method has to beat: random units, scaled widths and random weights.
 
-``random`` draws the units from the whole network, so each layer loses about the same share, give or
-take; ``uniform`` takes exactly the same share of every layer. ``width`` is the small dense network:
-every width of the network, residual streams too, times one factor. Trained from scratch at equal
-FLOPs it is the rival that a pruned network has to beat. ``uniform-sparsification`` draws for
-each weight of a convolution on its own, with one probability throughout (the baseline of Figure 3,
+``random`` draws units from the whole network, so each layer loses roughly the same share;
+``uniform`` removes exactly the same share of every layer. ``width`` is the smaller dense network:
+every width, including residual streams, multiplied by one factor. Trained from scratch at equal
+FLOPs, it is the rival that a pruned network has to beat. ``uniform-sparsification`` removes each
+weight of a convolution independently, with one probability throughout (the baseline of Figure 3,
 right, in Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:1810.05270).
 """
 
@@ -18,17 +18,17 @@ from regrow.surgery import Group
 
 @criterion("random")
 def random_score(group: Group, probe: Probe) -> Tensor:
-    """Score units by chance; the seed decides."""
+    """Score units at random, from the seed."""
     return probe.random(group)
 
 
 @criterion("first")
 def first(group: Group, probe: Probe) -> Tensor:
-    """Keep the first units of each group: for widths that are given, before any training."""
+    """Score units by position, so that the first are kept: for given widths, before training."""
     return -torch.arange(group.size, dtype=torch.float32)
 
 
-# On the units that network slimming prunes too, so that the three compare.
+# In the scope of network slimming, so that the three are comparable.
 register_method(
     "random",
     criterion=random_score,

@@ -1,13 +1,14 @@
-"""Second-order criteria by the Fisher information: OBD on weights, Fisher pruning on channels.
+"""Second-order criteria from the Fisher information: OBD for weights, Fisher pruning for channels.
 
-Removing what is at w changes the loss by h w^2 / 2, where its gradient is zero and h is the
-curvature (LeCun et al., Optimal Brain Damage, NeurIPS 1989, equation 5). The curvature is taken as
-the diagonal of the empirical Fisher information, the mean over images of the squared gradient of
-each image's own loss (Theis et al., Faster gaze prediction with dense networks and Fisher pruning,
-2018, arXiv:1801.05787, equations 5 to 7).
+Where the gradient is zero, removing a weight w changes the loss by h w^2 / 2, with h the curvature
+(LeCun et al., Optimal Brain Damage, NeurIPS 1989, equation 5). The curvature is approximated by the
+diagonal of the empirical Fisher information: the mean over images of the squared gradient of each
+image's own loss (Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018,
+arXiv:1801.05787, equations 5 to 7).
 
-``obd`` does so for each weight and adds up; ``fisher`` for a factor of 1 on a unit, of which the
-derivative is that of ``taylor-gate``, so that what a unit's weights do together is not lost.
+``obd`` applies this to each weight and sums over a unit; ``fisher`` applies it to a gate (a factor
+of 1) on each unit, whose derivative is that of ``taylor-gate``, so that the joint effect of a
+unit's weights is included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,12 @@ from regrow.surgery import Group
 
 
 def squared_gradients(probe: Probe) -> dict[str, Tensor]:
-    """Return the mean square of each weight's gradient over the images, by parameter."""
+    """Return the mean over the images of each weight's squared gradient, by parameter."""
     return probe.gradients(lambda gradients: {n: g.square() for n, g in gradients.items()})
 
 
 def squared_gate_derivatives(probe: Probe, groups: Sequence[Group]) -> dict[str, Tensor]:
-    """Return the mean square over the images of the derivative by each unit's factor, by group."""
+    """Return the mean squared derivative w.r.t. each unit's gate over the images, by group."""
     weights = {slot.tensor: probe.weight(slot.tensor) for g in groups for slot in g.readers()}
 
     def measure(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ def obd(group: Group, probe: Probe) -> Tensor:
 
 @criterion("fisher")
 def fisher(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by half the mean squared derivative of each image's loss by its factor."""
+    """Score a unit by half the mean squared derivative of each image's loss w.r.t. its gate."""
     return probe.together(group, squared_gate_derivatives) / 2
 
 

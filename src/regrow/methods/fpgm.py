@@ -10,10 +10,10 @@ from regrow.surgery import Group
 
 @criterion("geometric-median")
 def geometric_median(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by the sum of its distances to the others of its group (equation 5).
+    """Score a unit by the sum of its distances to the other units of its group (equation 5).
 
-    The one with the least lies closest to their geometric median, so the others can stand for it.
-    The vector of a unit holds the weights of all layers that make it, one after another.
+    The unit with the smallest sum is closest to the geometric median, so the others can replace it.
+    A unit's vector concatenates the weights of all layers that produce it.
     """
     units = group.rows(probe.weight)
     return torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist").sum(1)

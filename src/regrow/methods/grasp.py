@@ -1,7 +1,7 @@
 """GraSP: keep the gradient flow of a network before training (Wang et al., 2020, arXiv:2002.07376).
 
 Removing weights changes the squared norm of the gradient by -theta . H g to first order (equation
-8), so those with the most of it go: what stays is what the flow needs.
+8), so the weights with the largest -theta * (H g) are removed: the rest preserve the gradient flow.
 """
 
 from torch import Tensor
@@ -27,6 +27,6 @@ register_method(
     allocation="global",
     unit="weight",
     scope=("conv", "linear"),
-    trained=False,  # scored on the network as it is first drawn
+    trained=False,  # scored on the network at initialisation
     reference="Wang et al., Picking Winning Tickets (GraSP), ICLR 2020, arXiv:2002.07376",
 )

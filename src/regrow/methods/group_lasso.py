@@ -1,8 +1,8 @@
 """Group lasso on filters while a network trains (Wen et al., NeurIPS 2016, arXiv:1608.03665).
 
-Structured sparsity learning: the loss is added strength x the sum of the L2 norms of the filters of
-all convolutions (equation 3), whose gradient pulls each filter towards zero at one speed, however
-small it is; those that became small are then cut.
+Structured sparsity learning: strength x the sum of the L2 norms of all convolutions' filters is
+added to the loss (equation 3). Its gradient pulls each filter towards zero at the same speed,
+however small the filter is; filters that became small are then cut.
 """
 
 import torch
@@ -14,7 +14,7 @@ from regrow.surgery.mask import filter_dim
 
 
 def filter_norms(weight: Tensor, dim: int) -> Tensor:
-    """Return the L2 norm of each filter, shaped to divide the weight."""
+    """Return the L2 norm of each filter, in a shape that broadcasts over the weight."""
     others = tuple(d for d in range(weight.dim()) if d != dim)
     return weight.square().sum(others, keepdim=True).sqrt()
 

@@ -1,10 +1,10 @@
 """Growing regularisation, GReg-1 (Wang et al., ICLR 2021, arXiv:2012.09243).
 
-The filters that are to go are chosen before the training, by their L1 norms, and an L2 penalty on
-them alone grows while the network trains, so that it moves what they do into the others; then they
-are removed. The method is made for trained networks (``pretrained: true``, ``lr: 0.001``).
+The filters to remove are chosen before the training, by their L1 norms. An L2 penalty on them alone
+grows while the network trains, so that the other filters take over their function; then they are
+removed. The method is meant for trained networks (``pretrained: true``, ``lr: 0.001``).
 
-The paper raises the penalty by 1e-4 every few iterations up to 1. Here it rises evenly over the
+The paper raises the penalty by 1e-4 every few iterations up to 1. Here it rises linearly over the
 first three quarters of the training, up to the strength (1), so that trainings of any length end
 at the same penalty.
 """
@@ -22,11 +22,11 @@ from regrow.train import Moment, Treatment
 from regrow.units.masked import filter_groups
 
 GROWS_UNTIL = 0.75  # of training
-CHOSEN = "growing_regularisation"  # the buffer of a layer that says which filters are pushed
+CHOSEN = "growing_regularisation"  # name of a layer's buffer that marks the penalised filters
 
 
 def choose_(model: nn.Module, *, sparsity: float) -> None:
-    """Mark the filters of least L1 norm of each convolution in buffers of 1 and 0, in place."""
+    """Mark each convolution's filters of smallest L1 norm, in buffers of 1 and 0, in place."""
     for name, group in filter_groups(model).items():
         layer, weight = layer_of(name, model), model.get_parameter(name).detach()
         (slot,) = group.slots
@@ -39,7 +39,7 @@ def choose_(model: nn.Module, *, sparsity: float) -> None:
 
 
 def chosen(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield layers and their marks."""
+    """Yield the layers that have marks, and their marks."""
     for module in model.modules():
         if CHOSEN in module._buffers:
             marks = module._buffers[CHOSEN]
@@ -48,13 +48,13 @@ def chosen(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
 
 
 def forget_(model: nn.Module) -> None:
-    """Take the marks away, in place."""
+    """Remove the marks, in place."""
     for module, _ in list(chosen(model)):
         del module._buffers[CHOSEN]
 
 
 def push(model: nn.Module, moment: Moment, *, strength: float) -> None:
-    """Add the penalty's gradient, strength at the moment x weight, to that of marked filters."""
+    """Add the penalty's gradient, current strength x weight, to that of the marked filters."""
     share = torch.as_tensor(moment.progress / GROWS_UNTIL).clamp(max=1.0)
     with torch.no_grad():
         for layer, marks in chosen(model):
@@ -64,7 +64,7 @@ def push(model: nn.Module, moment: Moment, *, strength: float) -> None:
 
 
 def growing(strength: float, sparsity: float) -> Treatment:
-    """Push the filters that are to go towards zero, more and more."""
+    """Return the treatment that pushes the marked filters towards zero by a growing penalty."""
     return Treatment(
         begin=lambda model, _: choose_(model, sparsity=sparsity),
         gradients=lambda model, moment: push(model, moment, strength=strength),

@@ -1,8 +1,8 @@
-"""Networks designed after pruned ones (Liu et al., ICLR 2019, arXiv:1810.05270, section 5).
+"""Architectures modelled on pruned networks (Liu et al., ICLR 2019, arXiv:1810.05270, section 5).
 
-Both average over the networks that another method pruned (all seeds of the study) what each stage
-kept: ``regrow.pruning.stages``. They draw a new architecture with these averages and look at no
-weights, so it is trained from scratch.
+Both methods average what each stage kept over the networks that another method pruned (all seeds
+of the study; see ``regrow.pruning.stages``). They build a new architecture with these averages
+without using weights, so it is trained from scratch.
 
     methods:
       - {name: guided-pruning, sparsity: [0.3, 0.5]}
@@ -11,8 +11,8 @@ weights, so it is trained from scratch.
         sparsity: [0.3, 0.5]
         from: {model: vgg-16, data: cifar10, method: {name: network-slimming, strength: 1e-4}}
 
-A row's sparsity is that of the networks it follows; its own comes out near it. Without ``from`` the
-pattern is of the row's own network and data.
+A row's sparsity is that of the networks it follows; its own comes out close to it. Without
+``from``, the pattern is taken from the row's own network and data.
 """
 
 from regrow.methods.controls import random_score
@@ -33,8 +33,8 @@ register_method(
     reference=REFERENCE,
 )
 
-# A draw for each weight, by the share kept at its position of the stage's kernels. The paper does
-# not say how it draws.
+# Each weight is kept with a probability equal to the share kept at its position in the stage's
+# kernels. The paper does not say how it draws.
 register_method(
     "guided-sparsification",
     criterion=random_score,

@@ -15,16 +15,16 @@ CHUNK = 64  # images whose maps are decomposed at a time
 def hrank(group: Group, probe: Probe) -> Tensor:
     """Score a channel by the mean rank of its feature maps over the images (equation 4).
 
-    The maps are those that leave the layer's norm and a ReLU, as in the published code: before it
+    The maps are taken after the layer's norm and a ReLU, as in the published code: before the ReLU,
     nearly all maps have full rank.
     """
 
     def ranks(maps: Tensor) -> Tensor:
         if maps.dim() != 4:
             raise ConfigError(
-                f"hrank ranks feature maps of two dimensions, and {group.name!r} ({group.kind}) "
-                f"outputs {list(maps.shape[1:])} for an image. Take another criterion, or leave "
-                f"{group.kind!r} out of the method's scope."
+                f"hrank takes the rank of two-dimensional feature maps, and {group.name!r} "
+                f"({group.kind}) outputs {list(maps.shape[1:])} for an image. Use another "
+                f"criterion, or leave {group.kind!r} out of the method's scope."
             )
         parts = torch.split(maps.clamp(min=0).float(), CHUNK)
         return torch.cat([torch.linalg.matrix_rank(part).float() for part in parts])

@@ -18,9 +18,10 @@ def l1_norm(group: Group, probe: Probe) -> Tensor:
 def _basic_blocks(
     model: str, per_stage: tuple[int, ...], shares: tuple[float, ...], whole: tuple[int, ...]
 ) -> Target:
-    """Lay a share over each stage's first convolutions, numbered 2, 4, ... as in the paper.
+    """Make the target that prunes the first convolution of each block by its stage's share.
 
-    ``per_stage`` are the stages' numbers of blocks, ``whole`` the layers that are kept whole.
+    ``per_stage``: the number of blocks of each stage. ``whole``: the layers that are kept whole;
+    the blocks' first convolutions are numbered 2, 4, ... as in the paper.
     """
     laid = [p for p, num in zip(shares, per_stage, strict=True) for _ in range(num)]
     kept = [0.0 if 2 * i in whole else p for i, p in enumerate(laid, start=1)]

@@ -1,4 +1,4 @@
-"""LAMP: magnitudes that compare between layers (Lee et al., ICLR 2021, arXiv:2010.07611)."""
+"""LAMP: magnitudes made comparable between layers (Lee et al., ICLR 2021, arXiv:2010.07611)."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from regrow.surgery import Group
 
 @criterion("lamp")
 def lamp(group: Group, probe: Probe) -> Tensor:
-    """Score a weight by its share of the energy that is still there when its turn comes.
+    """Score a weight by its square, relative to the squares of all weights at least as large.
 
-    score_i = w_i^2 / sum of w_j^2 over all j of the layer that are no smaller (equation 3): the
-    largest scores 1, so that no layer is emptied. Of a channel w_i^2 is the sum over its weights.
+    score_i = w_i^2 / sum of w_j^2 over all j of the layer with |w_j| >= |w_i| (equation 3): the
+    largest scores 1, so that no layer is emptied. For a channel, w_i^2 is the sum over its weights.
     """
     squares = group.sum(lambda name: probe.weight(name).square()).double()
     order = torch.argsort(squares, stable=True, descending=True)

@@ -3,7 +3,7 @@
 from regrow.methods.l1_filter import l1_norm
 from regrow.pruning.method import register_method
 
-# The sum of absolute weights of a unit that is a single weight is its magnitude.
+# For a unit that is a single weight, the L1 norm is its magnitude.
 register_method(
     "magnitude",
     criterion=l1_norm,

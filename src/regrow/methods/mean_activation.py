@@ -13,7 +13,7 @@ from regrow.surgery import Group
 
 @criterion("mean-activation")
 def mean_activation(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by the mean absolute value of what the next layers read of it."""
+    """Score a unit by its mean absolute activation, as the next layers read it."""
     return probe.read(group, torch.abs)
 
 

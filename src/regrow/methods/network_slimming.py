@@ -10,15 +10,15 @@ from regrow.surgery import Group
 
 @criterion("norm-scale")
 def norm_scale(group: Group, probe: Probe) -> Tensor:
-    """Score a channel by the absolute scale of its BatchNorm, which training pushed to zero."""
+    """Score a channel by the absolute scale of its BatchNorm, which training pushes to zero."""
     return group.sum(lambda name: probe.weight(name).abs(), role="norm")
 
 
 def push_scales_to_zero(model: nn.Module, strength: float) -> None:
     """Add strength * sign(scale) to the gradient of every BatchNorm scale, in place.
 
-    The penalty strength * sum |scale|; as part of the gradient it goes through the momentum. Norms
-    after linear layers are in it too (the VGG-11 for ImageNet has them).
+    The penalty is strength * sum |scale|; as part of the gradient it also enters the momentum.
+    Norms after linear layers are included (the VGG-11 for ImageNet has them).
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     scales = [norm.weight for norm in norms if norm.weight is not None]

@@ -1,8 +1,9 @@
-"""RigL: sparse training that moves its weights (Evci et al., ICML 2020, arXiv:1911.11134).
+"""RigL: sparse training that drops and regrows weights (Evci et al., ICML 2020, arXiv:1911.11134).
 
-A network begins with random masks. Every so often each layer drops its smallest weights and grows
-as many where the gradient of the loss is largest; both shares shrink on a cosine. As a method, the
-masks at the end are what is pruned; as an arm (``treatment: rigl``) it moves the masks of another.
+A network starts with random masks. At intervals each layer drops its smallest weights and grows as
+many where the gradient of the loss is largest; the share that moves decays along a cosine. As a
+method, the final masks are the pruning; as an arm (``treatment: rigl``), it starts from the masks
+of another method and moves them.
 """
 
 import math
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from regrow.pruning.method import register_method
 from regrow.train import MaskUpdates, Moment, Treatment
 
-EVERY = 100  # steps between changes, as published; once an epoch where epochs are shorter
-DROPPED = 0.3  # share of a layer's weights at the first change
-UNTIL = 0.75  # of training; then the masks stay
+EVERY = 100  # steps between mask changes, as published; one epoch if that is less
+DROPPED = 0.3  # share of a layer's kept weights that moves at the start of training
+UNTIL = 0.75  # share of training, after which the masks stay fixed
 
 
 def rigl(_strength: float, sparsity: float) -> Treatment:
-    """Train at a sparsity that is the same in every layer."""
+    """Return the treatment for training at the same sparsity in every layer."""
 
     def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
         generator = moment.generator("rigl")
@@ -36,13 +37,13 @@ def rigl(_strength: float, sparsity: float) -> Treatment:
 
 
 def due(moment: Moment) -> bool:
-    """Tell whether masks change on a step."""
+    """Return whether masks change on this step."""
     every = min(EVERY, moment.steps_per_epoch)
     return moment.step > 0 and moment.step % every == 0 and moment.progress < UNTIL
 
 
 def move(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
-    """Drop each layer's smallest weights, and grow as many by their gradients (algorithm 1)."""
+    """Drop each layer's smallest weights, and grow as many of largest gradient (algorithm 1)."""
     share = DROPPED / 2 * (1 + math.cos(math.pi * moment.progress / UNTIL))
     for name, mask in masks.items():
         weight, num_kept = model.get_parameter(name), int(mask.sum())
@@ -54,7 +55,7 @@ def move(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
 
 
 def largest(scores: Tensor, num: int) -> Tensor:
-    """Return where the so many largest numbers are, as booleans."""
+    """Return the places of the ``num`` largest scores, as booleans."""
     chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     chosen[scores.flatten().argsort(stable=True, descending=True)[:num]] = True
     return chosen.view(scores.shape)

@@ -1,8 +1,8 @@
 """SET: sparse evolutionary training (Mocanu et al., Nature Communications 2018, arXiv:1707.04780).
 
-A network begins with random masks, denser in small layers (Erdos-Renyi). After each epoch each
-layer drops its smallest weights and grows as many at random. As a method, the masks at the end are
-what is pruned; as an arm (``treatment: set``) it moves the masks of another.
+A network starts with random masks, denser in small layers (Erdos-Renyi). After each epoch, each
+layer drops its smallest weights and grows as many at random. As a method, the final masks are the
+pruning; as an arm (``treatment: set``), it starts from the masks of another method and moves them.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from regrow.pruning.allocations import divide, whole_share
 from regrow.pruning.method import register_method
 from regrow.train import MaskUpdates, Moment, Treatment
 
-MOVED = 0.3  # share of a layer's weights that moves after each epoch, as published
+MOVED = 0.3  # share of a layer's kept weights that moves after each epoch, as published
 
 
 def evolving(_strength: float, sparsity: float) -> Treatment:
-    """Train at a sparsity, with masks that move after each epoch."""
+    """Return the treatment for training at a sparsity, with masks that change after each epoch."""
 
     def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
         layers = {name: p for name, p in model.named_parameters() if p.dim() > 1}
@@ -34,12 +34,12 @@ def evolving(_strength: float, sparsity: float) -> Treatment:
 
 
 def is_due(moment: Moment) -> bool:
-    """Tell whether masks move on a step: the first of each epoch but the first."""
+    """Return whether masks change on this step: the first of each epoch except epoch 0."""
     return moment.step > 0 and moment.step % moment.steps_per_epoch == 0
 
 
 def evolve(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
-    """Drop each layer's smallest weights, and grow as many of the others at random."""
+    """Drop each layer's smallest weights, and grow as many others at random."""
     generator = moment.generator("set")
     for name, mask in masks.items():
         weight, num_kept = model.get_parameter(name).detach(), int(mask.sum())

@@ -9,9 +9,9 @@ from regrow.surgery import Group
 
 @criterion("connection-sensitivity")
 def connection_sensitivity(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by |weight x gradient| of the weights behind it (equation 6, not normalised).
+    """Score a unit by the sum of |weight x gradient| over its weights (equation 6, not normalised).
 
-    That is what the loss would change by if they were scaled, for a small step.
+    |weight x gradient| is the sensitivity of the loss to a small scaling of the weight.
     """
     return group.sum(lambda name: (probe.weight(name) * probe.gradient(name)).abs())
 
@@ -22,6 +22,6 @@ register_method(
     allocation="global",
     unit="weight",
     scope=("conv", "linear"),
-    trained=False,  # scored on the network as it is first drawn
+    trained=False,  # scored on the network at initialisation
     reference="Lee et al., SNIP, ICLR 2019, arXiv:1810.02340",
 )

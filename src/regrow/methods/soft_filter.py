@@ -1,8 +1,8 @@
 """Soft Filter Pruning (He et al., IJCAI 2018, arXiv:1808.06866).
 
-While a network trains, the smallest filters of every convolution are zeroed again and again, and
-train freely in between; the network that is left after the last zeroing is the pruned one. The
-study's recipe should be ``cifar-sfp``; ``pretrained: true`` goes on from the unpruned network.
+The smallest filters of every convolution are zeroed before the first epoch and after each, and
+train freely in between; the network after the last zeroing is the pruned one. The study's recipe
+should be ``cifar-sfp``; with ``pretrained: true`` training continues from the unpruned network.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from regrow.units.masked import filter_groups
 
 @criterion("l2-norm")
 def l2_norm(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by the root of the summed squares of the weights that produce it."""
+    """Score a unit by the L2 norm of the weights that produce it."""
     return group.sum(lambda name: probe.weight(name).square()).sqrt()
 
 
@@ -34,9 +34,9 @@ def allocate_rounded_down(scores: Mapping[str, Tensor], sparsity: float) -> dict
 
 
 def zero_smallest_filters_(model: nn.Module, *, sparsity: float) -> None:
-    """Zero the floor(width * sparsity) filters of least L2 norm of each convolution, in place.
+    """Zero each convolution's floor(width * sparsity) filters of smallest L2 norm, in place.
 
-    Every convolution but the projections of shortcuts; norms and biases are left alone.
+    Projections of shortcuts are skipped; norms and biases are left alone.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -50,7 +50,7 @@ def zero_smallest_filters_(model: nn.Module, *, sparsity: float) -> None:
 
 
 def soft_pruning(_strength: float, sparsity: float) -> Treatment:
-    """Zero filters before the first epoch and after each."""
+    """Return the treatment that zeroes filters before the first epoch and after each."""
     return Treatment(epoch=lambda model, _: zero_smallest_filters_(model, sparsity=sparsity))
 
 

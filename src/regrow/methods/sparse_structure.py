@@ -1,17 +1,17 @@
 """Data-Driven Sparse Structure Selection (Huang and Wang, ECCV 2018, arXiv:1707.01213).
 
-Each residual branch is multiplied by a factor that is learnt with the weights, by accelerated
-proximal gradient under an L1 penalty. After each update a factor below zero becomes zero, as in the
-published optimiser; the paper does not mention it. Factors of zero go (``target: zeros``), or a
-share of all.
+Each residual branch is multiplied by a factor that is learnt along with the weights, by accelerated
+proximal gradient under an L1 penalty. After each update negative factors are set to zero, as in the
+published optimiser; the paper does not mention it. Branches whose factor is zero are removed
+(``target: zeros``), or a share of all branches.
 
-The method iterates between two points: the proximal point, where the soft threshold ends, and the
-one looked ahead to, where the next gradient is taken. The latter is what the published code keeps,
-projects, saves and tests, so it is what is folded into the weights here: the network that is pruned
-is the one whose loss was computed last.
+The method alternates between two points: the proximal point, after the soft threshold, and the
+look-ahead point, where the next gradient is taken. The published code keeps, projects, saves and
+tests the latter, so that is what is folded into the weights here: the pruned network is one whose
+loss the training computes.
 
-The published trainings decay no shift of a norm and no bias, with the factors or without: see the
-recipe ``imagenet-sss``. Factors have neither decay nor momentum of the weights' kind.
+The published trainings apply no weight decay to norm shifts and biases, with or without factors:
+see the recipe ``imagenet-sss``. The weights' decay and momentum do not apply to factors.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ from regrow.surgery import Group, Role, blocks
 from regrow.train import Treatment
 
 REFERENCE = "Huang and Wang, Sparse Structure Selection, ECCV 2018, arXiv:1707.01213"
-MOMENTUM = 0.9  # as for the weights
+MOMENTUM = 0.9  # of the factors; equal to that of the weights
 
 
 class Factor(nn.Module):
@@ -56,7 +56,7 @@ def factors(model: nn.Module) -> Iterator[Factor]:
 
 
 def attach_(model: nn.Module) -> None:
-    """Give every branch a factor of 1, in place."""
+    """Attach a factor of 1 to every branch, in place."""
     for block in blocks(model).values():
         end = block.branch_end()
         assert isinstance(end, nn.Module)
@@ -68,7 +68,7 @@ def attach_(model: nn.Module) -> None:
 
 
 def fold_(model: nn.Module) -> None:
-    """Multiply the factors into the weights and take them away, in place."""
+    """Multiply the factors into the weights and remove them, in place."""
     for end in [m for m in model.modules() if parametrize.is_parametrized(m)]:
         for name in list(end.parametrizations):  # type: ignore[arg-type]
             if isinstance(end.parametrizations[name][0], Factor):  # type: ignore[index]
@@ -76,13 +76,13 @@ def fold_(model: nn.Module) -> None:
 
 
 def set_gradients_aside(model: nn.Module) -> None:
-    """Keep the gradients of the factors from the update of the weights."""
+    """Set the factors' gradients aside, so that the weights' optimiser does not update them."""
     for factor in factors(model):
         factor.gradient, factor.value.grad = factor.value.grad, None
 
 
 def accelerated_proximal_step_(model: nn.Module, lr: float | Tensor, *, strength: float) -> None:
-    """Update the factors (section 3.3), in place, where ``value`` is the point looked ahead to.
+    """Update the factors in place (section 3.3); ``value`` is the look-ahead point.
 
     z = value - lr * gradient, s = soft threshold of z at lr * strength,
     velocity = s - value + momentum * velocity, value = max(0, s + momentum * velocity).
@@ -97,12 +97,12 @@ def accelerated_proximal_step_(model: nn.Module, lr: float | Tensor, *, strength
 
 
 def selecting(strength: float, _sparsity: float) -> Treatment:
-    """Learn a factor for each branch."""
+    """Return the treatment that learns a factor for each branch."""
     return learning(attach_, strength)
 
 
 def learning(attach: Callable[[nn.Module], None], strength: float) -> Treatment:
-    """Learn the factors that ``attach`` gives a network, and fold them into it at the end."""
+    """Return the treatment that learns the factors of ``attach`` and folds them in at the end."""
     return Treatment(
         begin=lambda model, _: attach(model),
         gradients=lambda model, _: set_gradients_aside(model),
@@ -115,29 +115,29 @@ def learning(attach: Callable[[nn.Module], None], strength: float) -> Treatment:
 
 @criterion("branch-scale")
 def branch_scale(group: Group, probe: Probe) -> Tensor:
-    """Score a branch by the root mean square of its last layer, which its factor is part of.
+    """Score a branch by the root mean square of its last layer's weights, factor included.
 
-    The network sees only their product: the factor alone could be moved into the layer.
+    Only their product matters: scale could be moved from the factor into the layer.
     """
     return root_mean_square(group, probe, "producer")
 
 
 def root_mean_square(group: Group, probe: Probe, role: Role) -> Tensor:
-    """Score units by the root mean square of the weights that make or read them."""
+    """Score units by the root mean square of the weights that produce or read them."""
     squares = group.sum(lambda name: probe.weight(name).square(), role=role)
     return (squares / group.sum(lambda name: torch.ones_like(probe.weight(name)), role=role)).sqrt()
 
 
 @allocation("zeros")
 def allocate_zeros(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Remove every unit that scores zero, and of the lowest as many as the sparsity asks for."""
+    """Remove the lowest scores: all that are zero, and at least floor(N * sparsity) units."""
     flat = torch.cat(list(scores.values()))
     num = min(len(flat) - whole_share(len(flat), sparsity), int(flat.count_nonzero()))
     return keep_best(scores, num)
 
 
 def _imagenet(gone: tuple[str, str, str, str]) -> Target:
-    """Say for each stage of the pre-activation ResNet-50 which blocks go (1)."""
+    """Make a target of the pre-activation ResNet-50; 1 marks the blocks of a stage to remove."""
     return Target(model="imagenet-preresnet-50", shares=tuple(float(b) for b in "".join(gone)))
 
 
@@ -148,9 +148,10 @@ register_method(
     unit="block",
     scope=("block",),
     treatment=selecting,
-    treatment_revision=2,  # with the projection, and folded where the optimiser stands
+    treatment_revision=2,  # with the projection, and folded at the look-ahead point
     strength={"": 0.01},
-    # How many go of each stage, and whether the first does, are published; of the others, the last.
+    # The number of blocks removed per stage, and whether the first is one, are published. Otherwise
+    # the last blocks of a stage are removed.
     targets={
         "zeros": Target(),
         "resnet-41": _imagenet(("111", "0000", "000000", "000")),

@@ -1,7 +1,7 @@
 """Sparse structure selection over the groups of a ResNeXt's convolutions.
 
 As ``sparse_structure``, but each group of a grouped convolution within the branches has a factor.
-Of a convolution that lost all its groups one stays, adding zero.
+A convolution that would lose all its groups keeps one, which contributes zero.
 """
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from regrow.train import Treatment
 
 
 def attach_to_paths_(model: nn.Module) -> None:
-    """Give every group of the grouped convolutions a factor of 1, in place."""
+    """Attach a factor of 1 to every group of the grouped convolutions, in place."""
     sums = aggregations(model)
     if not sums:
         raise ConfigError(
@@ -30,7 +30,7 @@ def attach_to_paths_(model: nn.Module) -> None:
 
 
 def selecting_groups(strength: float, _sparsity: float) -> Treatment:
-    """Learn a factor for each group of the grouped convolutions."""
+    """Return the treatment that learns a factor for each group of the grouped convolutions."""
     return learning(attach_to_paths_, strength)
 
 

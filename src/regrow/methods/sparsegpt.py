@@ -1,14 +1,14 @@
-"""SparseGPT: linear layers pruned one by one and solved again (Frantar and Alistarh, ICML 2023).
+"""SparseGPT: linear layers pruned one by one, with compensation (Frantar and Alistarh, ICML 2023).
 
-arXiv:2301.00774. Of each layer H is the sum of x x^T over its inputs x, damped, and U the upper
-Cholesky factor of the inverse of H, whose squared diagonal is that of the inverse once the columns
-before are fixed. A weight in column j costs w^2 / U_jj^2 to remove. Column by column, what the
-removed weights did is put into the columns after (algorithm 1).
+arXiv:2301.00774. For each layer, H is the damped mean of x x^T over its inputs x, and U the upper
+Cholesky factor of the inverse of H; its squared diagonal is that of the inverse once the earlier
+columns are fixed. Removing a weight in column j costs w^2 / U_jj^2. Column by column, the later
+columns are updated to compensate for the removed weights (algorithm 1).
 
-What goes is chosen in blocks of 128 columns (of N:M patterns, in their blocks of M), of weights
-that were updated by the columns before. The criterion alone, which knows the weights as they were
-trained, decides only how many go of each layer. Layers follow in the order of computation, and each
-takes its inputs from the network as it is by then, as published.
+The weights to remove are chosen in blocks of 128 columns (for N:M patterns, in blocks of M), after
+the updates from earlier columns. The criterion, which scores the weights as trained, decides only
+how many each layer loses. Layers are pruned in the order of computation, and each takes its inputs
+from the network as pruned so far, as published.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from regrow.surgery import Group, Trace
 from regrow.surgery.mask import Mask, kept_weights
 
 BLOCK = 128  # columns, as published
-DAMPING = 0.01  # share of the mean of the diagonal, as published
+DAMPING = 0.01  # relative to the mean of the diagonal, as published
 
 
 def inverse_factor(gram: Tensor) -> Tensor:
     """Return U, upper triangular, with U^T U the inverse of the damped matrix."""
-    mean = gram.diagonal().mean().clamp(min=1e-30)  # inputs that are all zero change nothing
+    mean = gram.diagonal().mean().clamp(min=1e-30)  # above zero, in case all inputs are zero
     damped = gram + torch.eye(len(gram), dtype=gram.dtype) * DAMPING * mean
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
@@ -39,7 +39,7 @@ def inverse_factor(gram: Tensor) -> Tensor:
 
 @criterion("sparsegpt")
 def sparsegpt(group: Group, probe: Probe) -> Tensor:
-    """Score a weight of a linear layer by what removing it costs: weight^2 / U_jj^2."""
+    """Score a weight of a linear layer by the cost of removing it: weight^2 / U_jj^2."""
 
     def costs(name: str) -> Tensor:
         weight, gram = probe.weight(name).double(), _gram(probe, name)
@@ -49,21 +49,21 @@ def sparsegpt(group: Group, probe: Probe) -> Tensor:
 
 
 def _gram(probe: Probe, name: str, model: nn.Module | None = None) -> Tensor:
-    """Return x x^T of what a linear layer reads; a ``ConfigError`` for any other layer."""
+    """Return the mean of x x^T over a linear layer's inputs; other layers are a ``ConfigError``."""
     shape = probe.weight(name).shape
     gram = probe.gram(name, model=model) if len(shape) == 2 else torch.empty(0, 0)
     if shape[-1:] != gram.shape[:1]:
         raise ConfigError(
-            f"sparsegpt solves linear layers, and {name!r} has the shape {list(shape)}. Leave such "
+            f"sparsegpt prunes linear layers, and {name!r} has the shape {list(shape)}. Leave such "
             "layers out of the method's scope: scope: linear."
         )
     return gram
 
 
 def compensated(weight: Tensor, kept: Tensor, factor: Tensor) -> Tensor:
-    """Return a weight ``[out, in]`` whose removed entries are zero, and made up for by later ones.
+    """Return a weight ``[out, in]`` with removed entries zeroed and compensated by later columns.
 
-    For each column j: error = (what goes of it) / U_jj, and columns k >= j lose error x U_jk.
+    For each column j: error = removed entries / U_jj, and columns k >= j lose error x U_jk.
     """
     solved = weight.double().clone()
     for j in range(solved.shape[1]):
@@ -72,7 +72,7 @@ def compensated(weight: Tensor, kept: Tensor, factor: Tensor) -> Tensor:
 
 
 def _make_up_(solved: Tensor, kept: Tensor, factor: Tensor, j: int) -> None:
-    """Remove what goes of a column, and put what it did into the columns after, in place."""
+    """Zero a column's removed entries and update the later columns to compensate, in place."""
     error = torch.where(kept, 0.0, solved[:, j]) / factor[j, j]
     solved[:, j:] -= torch.outer(error, factor[j, j:])
     solved[~kept, j] = 0.0
@@ -81,10 +81,10 @@ def _make_up_(solved: Tensor, kept: Tensor, factor: Tensor, j: int) -> None:
 def chosen_in_blocks(
     weight: Tensor, factor: Tensor, choose: Callable[[int, Tensor], Tensor], *, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Return a weight ``[out, in]`` pruned and solved block by block, and which entries stay.
+    """Return a weight ``[out, in]`` pruned and compensated block by block, and its kept entries.
 
-    ``choose`` is given a block's first column and the costs of its weights as they are by then,
-    ``[out, columns]``, and returns which of them stay.
+    ``choose`` is given a block's first column and the costs of its weights after the updates so
+    far, ``[out, columns]``, and returns which of them stay.
     """
     solved, kept = weight.double().clone(), torch.ones(weight.shape, dtype=torch.bool)
     for start in range(0, solved.shape[1], width):
@@ -100,7 +100,7 @@ def chosen_in_blocks(
 def choose_in_blocks(
     layers: Layers, mask: Mask, probe: Probe, allocate: Allocation
 ) -> dict[str, Tensor]:
-    """Choose in each layer as many weights as the mask has, block by block (algorithm 1)."""
+    """Choose each layer's weights block by block, as many as the mask keeps (algorithm 1)."""
     network, kept = probe.network(), {}
     width = allocate.block or BLOCK
     for name, first in mask.kept.items():
@@ -117,10 +117,10 @@ def choose_in_blocks(
 def _chooser(
     layers: Layers, name: str, first: Tensor, allocate: Allocation
 ) -> Callable[[int, Tensor], Tensor]:
-    """Let an allocation choose in blocks of a layer, such that as many stay in all as at first."""
+    """Return a function that allocates within blocks of a layer and keeps as many as ``first``."""
     left = layers.left[name].reshape(first.shape)
     total, gone = int(left.sum()), int((left & ~first).sum())
-    done = [0, 0]  # weights of the blocks so far, and those of them that went
+    done = [0, 0]  # weights in the blocks so far, and how many of them were removed
 
     def choose(start: int, costs: Tensor) -> Tensor:
         block = slice(start, start + costs.shape[1])
@@ -139,7 +139,7 @@ def _chooser(
 
 @repair("sparsegpt")
 def solve_(small: nn.Module, mask: Mask, trace: Trace, probe: Probe) -> None:
-    """Make up for the removed weights of each layer with those that stay, in place."""
+    """Update each layer's remaining weights to compensate for the removed ones, in place."""
     for name, kept in kept_weights(mask, small).items():
         weight = small.get_parameter(name)
         factor = inverse_factor(_gram(probe, name, small))

@@ -1,7 +1,8 @@
 """SynFlow: pruning without data, in 100 rounds (Tanaka et al., NeurIPS 2020, arXiv:2006.05467).
 
-In one round whole layers would go, because small ones have the highest scores. Scored anew after
-every round, on the network that is left, the scores of what is left of a layer rise.
+In a single round whole layers would be removed, because weights of small layers score highest.
+Scores are recomputed after every round on the remaining network, where the scores of a layer's
+remaining weights rise.
 """
 
 import torch
@@ -17,10 +18,10 @@ from regrow.tasks.base import logits_of
 
 
 def synaptic_flow(probe: Probe) -> dict[str, Tensor]:
-    """Return |weight x dR/dweight| by parameter, as a share of the largest (equation 2).
+    """Return |weight x dR/dweight| by parameter, relative to the largest (equation 2).
 
-    R is the sum of the outputs for an input of ones, of the network with absolute weights. Tokens
-    cannot be ones: they are those of one example.
+    R is the sum of the outputs for an input of ones, of the network with absolute weights. Token
+    ids cannot be ones, so those of one example are used.
     """
     network = probe.network().double()
     with torch.no_grad():
@@ -40,7 +41,7 @@ def _ones(values: Tensor) -> Tensor:
 
 @criterion("synaptic-flow")
 def synflow(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by the synaptic flow through the weights behind it."""
+    """Score a unit by the synaptic flow through its weights."""
     flows = probe.once(synaptic_flow)
     return group.sum(lambda name: flows[name])
 

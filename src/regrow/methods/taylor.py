@@ -1,17 +1,17 @@
-"""First-order Taylor criteria: what removing a unit does to the loss.
+"""First-order Taylor criteria: the estimated effect of removing a unit on the loss.
 
-Of weights: |sum of weight x gradient| over the weights of a unit (Molchanov et al., Importance
+On weights: |sum of weight x gradient| over the weights of a unit (Molchanov et al., Importance
 Estimation for Neural Network Pruning, CVPR 2019, arXiv:1906.10771, equation 8 and its root).
 
-Of gates: the same for a factor of 1 on each unit (section 3.3; Molchanov et al., ICLR 2017,
-arXiv:1611.06440, equation 9). The factor stands where the unit is read, and its derivative is then
-the sum of weight x gradient over the weights that read it, because those multiply what it does. In
-a network of ReLUs that is the derivative of a factor behind the norm, where the paper puts it:
-scale x its gradient + shift x its gradient.
+On gates: the same for a gate (a factor of 1) on each unit (section 3.3; Molchanov et al., ICLR
+2017, arXiv:1611.06440, equation 9). The gate is placed where the unit is read, so its derivative is
+the sum of weight x gradient over the weights that read the unit, because those multiply its output.
+With ReLUs this equals the derivative of a gate after the norm, where the paper puts it: scale x its
+gradient + shift x its gradient.
 
 The papers square these and average over minibatches; here the gradient is that of the mean loss
-over all of the probe's images, so that the size of a batch decides nothing. Scores estimate changes
-of one loss, so groups compare as they are.
+over all of the probe's images, so that the batch size does not matter. All scores estimate changes
+of the same loss, so they are comparable between groups as they are.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,18 @@ from regrow.surgery import Group
 
 @criterion("taylor")
 def taylor(group: Group, probe: Probe) -> Tensor:
-    """Estimate what removing each unit does to the loss: |sum of weight x gradient|."""
+    """Estimate how much removing each unit changes the loss: |sum of weight x gradient|."""
     return group.sum(lambda name: probe.weight(name) * probe.gradient(name)).abs()  # [units]
 
 
 @criterion("taylor-gate")
 def taylor_gate(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by the absolute derivative of the loss by a factor on it, where it is read."""
+    """Score a unit by the absolute derivative of the loss w.r.t. a gate where the unit is read."""
     return gate_derivatives(group, lambda name: probe.weight(name) * probe.gradient(name)).abs()
 
 
 def gate_derivatives(group: Group, product: Callable[[str], Tensor]) -> Tensor:
-    """Return the derivative of a loss by a factor of 1 on each unit, ``[units]``.
+    """Return the derivative of a loss w.r.t. a gate (a factor of 1) on each unit, ``[units]``.
 
     ``product`` returns weight x gradient of a parameter.
     """

@@ -1,8 +1,8 @@
 """ThiNet: A Filter Level Pruning Method (Luo et al., ICCV 2017, arXiv:1707.06342).
 
-A channel matters as much as the next layer's outputs need it. The paper cuts layer by layer with an
-epoch or two of training after each; here all layers are scored on the trained network, cut at once
-and repaired in the order of computation, and the arm decides the training that follows.
+A channel is important if the next layer's outputs depend on it. The paper cuts layer by layer, with
+an epoch or two of training after each; here all layers are scored on the trained network, cut at
+once and repaired in the order of computation, and the arm decides the training that follows.
 """
 
 import torch
@@ -17,22 +17,22 @@ from regrow.surgery.mask import Mask
 
 @criterion("thinet")
 def thinet(group: Group, probe: Probe) -> Tensor:
-    """Score a channel by how late greedy removal takes it, as a share of the group.
+    """Score a channel by its place in the order of greedy removal, from 1 / width to 1 (last).
 
-    Each step removes the channel after which the contributions of all removed channels have the
-    least squared sum over the samples (algorithm 1).
+    Each step removes the channel that keeps the squared sum of all removed channels' contributions
+    smallest, added up over the samples (algorithm 1).
     """
     rows = probe.contributions(group).double()  # [samples, units]
     order = greedy_order(rows.T @ rows)
     scores = torch.empty(group.size)
     scores[order] = torch.arange(1, group.size + 1) / group.size
-    silent = (rows == 0.0).all(dim=0)  # taken one after another, in no order of their own
+    silent = (rows == 0.0).all(dim=0)  # removed one after another, in an arbitrary order
     scores[silent] = scores[silent].min() if bool(silent.any()) else 0.0
     return scores
 
 
 def greedy_order(gram: Tensor) -> Tensor:
-    """Order channels by greedy removal, given the sums of products of their contributions.
+    """Return the order of greedy removal, given the Gram matrix of the channels' contributions.
 
     With S the removed channels, adding c to them raises the squared sum of their contributions by
     ``gram[c, c] + 2 * sum of gram[c, s] over s in S``.

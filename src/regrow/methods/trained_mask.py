@@ -1,4 +1,4 @@
-"""The masks that a training left, for methods whose treatment decides while a network trains."""
+"""Pruning by the final masks of a training, for methods whose treatment chooses the weights."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from regrow.surgery import Group
 
 @criterion("trained-mask")
 def trained_mask(group: Group, probe: Probe) -> Tensor:
-    """Score a unit by how many of its weights the masks of its training kept."""
+    """Score a unit by how many of its weights the masks of the training kept."""
     return group.sum(lambda name: probe.mask(name).float())
 
 

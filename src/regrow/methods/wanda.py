@@ -1,7 +1,7 @@
-"""Wanda: weights by magnitude and inputs (Sun et al., ICLR 2024, arXiv:2306.11695).
+"""Wanda: weight magnitude times input norm (Sun et al., ICLR 2024, arXiv:2306.11695).
 
-No weight is changed and nothing is trained; weights are compared within each output of a layer.
-With ``allocation: "2:4"`` within blocks of four.
+No remaining weight is changed and nothing is trained. Weights are compared within each output of a
+layer, or with ``allocation: "2:4"`` within blocks of four.
 """
 
 import torch
@@ -22,10 +22,10 @@ def wanda(group: Group, probe: Probe) -> Tensor:
 
 @allocation("per-output")
 def allocate_per_output(layers: Layers, sparsity: float) -> dict[str, Tensor]:
-    """Keep the highest scores among the weights of each output, equally many of each.
+    """Keep the highest-scoring weights of each output, equally many for each.
 
-    Where the share of an output's weights is no whole number, outputs in turn keep one more, so
-    that each layer keeps its share.
+    If the share of an output's weights is not a whole number, some outputs keep one more, so that
+    the layer as a whole keeps its share.
     """
     kept = {}
     for name in layers:

@@ -1,9 +1,9 @@
-"""The norms of the weights behind each unit, for channels and heads of any network.
+"""Pruning by the norms of each unit's weights, for channels and heads of any network.
 
 The criteria are those of ``l1_filter`` (Li et al., ICLR 2017, arXiv:1608.08710) and ``soft_filter``
-(He et al., IJCAI 2018, arXiv:1808.06866). Here a unit's weights are those of all layers that make
-it (a residual stream and an attention head have several), and groups are ranked together, after
-their scores were divided by the mean of each group, as in DepGraph (Fang et al., CVPR 2023,
+(He et al., IJCAI 2018, arXiv:1808.06866). Here a unit's weights are those of all layers that
+produce it (a residual stream or an attention head has several), and groups are ranked together
+after dividing their scores by each group's mean, as in DepGraph (Fang et al., CVPR 2023,
 arXiv:2301.12900).
 """
 
