@@ -121,7 +121,7 @@ def test_a_method_of_ones_own_is_asked_for_its_masks(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("nn-prune:l2_unstructured", "Did you mean 'l1_unstructured'"),
-        ("nn-prune:ln_structured(2)", "each by its name"),
+        ("nn-prune:ln_structured(2)", "each argument by its name"),
         ("nn-prune:ln_structured(n=2, di=0)", "cannot be made with amount=0.5"),
         ("nn-prune:mine.py:Odd", r"compute_mask must return ones and zeros of the shape \[8, 3"),
         ("nn-prune:mine.py:NoAmount", "It has to take an 'amount'"),
@@ -135,7 +135,7 @@ def test_a_method_of_ones_own_is_asked_for_its_masks(tmp_path: Path) -> None:
         ("mask-file:code.pt", "code.pt cannot be read: UnpicklingError"),
         ("mask-file:numbers.npz", "must hold ones .kept. and zeros .pruned.. Got other numbers"),
         ("mask-file:shape.npz", r"'0.weight' must have the weight's shape \[8, 3, 3, 3\]. Got \[8"),
-        ("mask-file:name.npz", "has a mask for 'conv.weight', which is no weight of"),
+        ("mask-file:name.npz", "has a mask for 'conv.weight', which is not a weight of"),
         ("mask-file:whole.npz", "hold no zero, so nothing would be pruned"),
     ],
 )
@@ -320,7 +320,7 @@ def test_what_torch_pruning_does_not_follow_is_refused() -> None:
 
     net = Table()
     trace = regrow.trace(net, torch.zeros(1, 3, dtype=torch.long))
-    with pytest.raises(TraceError, match="Torch-Pruning follows in another way or not at all"):
+    with pytest.raises(TraceError, match="Torch-Pruning groups in another way or not at all"):
         regrow.select(net, trace, "torch-pruning:MagnitudeImportance", scope="all", sparsity=0.5)
 
 

@@ -600,7 +600,7 @@ def test_a_criterion_that_needs_data_is_refused_at_once_and_works_with_them(
 ) -> None:
     refused = compared(command, "--macs", "0.5", "--criterion", "taylor")
     assert refused.code == 2
-    assert "The method 'taylor': This criterion looks at gradients" in refused.text
+    assert "The method 'taylor': This criterion uses gradients" in refused.text
     assert not (here / "results").exists()
     assert not (here / "regrow-store").exists()
     np.savez(here / "rows.npz", x=np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8], y=[0, 1, 2] * 10)

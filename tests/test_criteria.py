@@ -445,9 +445,12 @@ def test_hrank_is_the_mean_rank_of_a_channels_maps() -> None:
 REFUSED = [
     (
         "hrank",
-        r"hrank ranks feature maps of two dimensions, and 'up' \(linear\) outputs \[12, 8\]",
+        r"hrank takes the rank of two-dimensional feature maps, and 'up' \(linear\) outputs \[12,",
     ),
-    ("apoz", r"The inputs that layers take from 'up' \(linear\) are never zero.*mean-activation"),
+    (
+        "apoz",
+        r"activations that layers read from 'up' \(linear\) are never zero.*mean-activ",
+    ),
 ]
 
 

@@ -199,7 +199,7 @@ def test_the_penalty_passes_norms_without_a_scale() -> None:
         (
             partial(nn.Sequential, nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 2)),
             r"none that can be cut. Its groups: '1' \(its kind is linear\). Give the method a "
-            r"scope that has them: all. Kept whole: '3' \(it is the network's output\).$",
+            r"scope that includes them: all. Kept whole: '3' \(it is the network's output\).$",
         ),
     ],
 )

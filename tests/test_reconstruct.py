@@ -162,10 +162,12 @@ class Borrower(nn.Module):
 
 def test_what_cannot_be_sampled_is_named() -> None:
     up = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 2, 2))
-    with pytest.raises(ConfigError, match=r"'1\.weight' reads: ConvTranspose2d is neither"):
+    with pytest.raises(ConfigError, match=r"inputs of '1\.weight': ConvTranspose2d is neither"):
         contributions(up, trace(up, (1, 1, 4, 4)).groups.values(), images((1, 4, 4)), seed=0)
     borrower = Borrower()
-    with pytest.raises(ConfigError, match=r"'second\.weight' reads: its module is never called"):
+    with pytest.raises(
+        ConfigError, match=r"of 'second\.weight': its module is never called"
+    ):
         contributions(borrower, trace(borrower, (1, 4)).groups.values(), images((4,)), seed=0)
     model, found = small("vgg")
     group = found.groups["features.conv1"]
@@ -453,7 +455,7 @@ def test_a_reader_sees_the_network_as_mended_so_far_and_aims_at_the_uncut_one(
 
 
 def test_a_repair_is_refused_where_nothing_is_cut_out() -> None:
-    with pytest.raises(ConfigError, match="'repair' mends layers that lost inputs, so the"):
+    with pytest.raises(ConfigError, match="'repair' corrects layers that lost inputs, so the"):
         Method(name="mine", criterion="l1-norm", unit="block", repair="least-squares")
 
 

@@ -79,7 +79,7 @@ def test_a_cost_is_met_over_kinds_of_groups(cost: str) -> None:
 def test_a_method_takes_another_scope_where_it_is_used() -> None:
     model = tokens()
     found = trace(model, SHAPE)
-    with pytest.raises(TraceError, match="Give the method a scope that has them: all"):
+    with pytest.raises(TraceError, match="Give the method a scope that includes them: all"):
         select(model, found, "l1-filter", sparsity=0.5)
     mask = select(model, found, "l1-filter", sparsity=0.5, scope="all")
     assert list(mask.kept) == list(found.groups)

@@ -301,7 +301,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sparsity": []}, r"'guided-pruning' needs a 'sparsity'"),
     ({"sparsity": None, "shares": [0.5] * 4}, "takes a 'sparsity' .* and no 'shares'"),
     ({"from": {"model": {"name": "vgg", "plan": [6, 9]}}}, r"vgg has 1 stages .* has 2 .*'from'"),
-    ({"rounds": 2, "ticket": "none"}, "no method that follows others takes them"),
+    ({"rounds": 2, "ticket": "none"}, "for a method that follows others"),
 ]
 
 

@@ -195,7 +195,7 @@ def test_a_pattern_that_is_none_is_refused() -> None:
 )
 def test_a_pattern_is_of_masks_that_are_alike(units: tuple[str, ...], got: str) -> None:
     masks = [Mask(unit=unit, kept={}) for unit in units]
-    with pytest.raises(ConfigError, match=rf"all over channels, .*all over weights\. Got {got}\."):
+    with pytest.raises(ConfigError, match=rf"all of channels, .*all of weights\. Got {got}\."):
         pattern_of(masks, STAGES)
 
 
@@ -224,5 +224,5 @@ def test_a_pattern_gives_each_position_of_a_kernel_its_share() -> None:
 
 
 def test_a_pattern_of_other_stages_is_refused() -> None:
-    with pytest.raises(ConfigError, match="of 3 stages cannot be laid over a network of 2"):
+    with pytest.raises(ConfigError, match="of 3 stages cannot be applied to a network of 2"):
         lay(Pattern(unit="channel", shares=(1.0, 1.0, 1.0)), STAGES, {"a": (4,)})

@@ -1,1 +1,1 @@
-"""Pruning methods as values, what criteria look at, and the choice of what stays."""
+"""Pruning methods as values, the data that criteria use, and the choice of units to keep."""

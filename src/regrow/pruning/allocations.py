@@ -1,8 +1,8 @@
-"""The built-in allocations: which units stay, given the scores of layers and a sparsity.
+"""The built-in allocations: which units to keep, given scores by layer and a sparsity.
 
-An allocation is a function of layers and a sparsity. Layers are a mapping from names to scores; one
-that needs no more is written as ``(scores, sparsity) -> kept``, others ask them for the shapes of
-weights and for costs (``pruning.layers``).
+An allocation is a function of ``Layers`` and a sparsity. ``Layers`` is a mapping from names to
+scores; an allocation that needs no more is written as ``(scores, sparsity) -> kept``, others also
+use its weight shapes and costs (``pruning.layers``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ from regrow.pruning.method import allocation
 def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
     """Remove the floor(N * sparsity) lowest scores of all groups together.
 
-    The official code takes the score at that position for a threshold and removes it too, with all
-    that equal it: one unit more.
+    The official code uses the score at that position as a threshold and also removes the units that
+    equal it: one unit more, or several if scores are tied.
     """
     units = sum(score.numel() for score in scores.values())
     return keep_best(scores, units - whole_share(units, sparsity))
@@ -30,9 +30,9 @@ def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, 
 
 @allocation("independent")
 def allocate_independent(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Keep every unit whose score is at least the sparsity: of random scores, each by chance.
+    """Keep every unit whose score is at least the sparsity: with random scores, independent draws.
 
-    No unit's fate depends on another's, so how many stay is left to chance too.
+    The number of kept units is therefore random too.
     """
     return {name: score >= sparsity for name, score in scores.items()}
 
@@ -45,10 +45,10 @@ def allocate_uniform(scores: Mapping[str, Tensor], sparsity: float) -> dict[str,
 
 @allocation("erk")
 def allocate_erk(layers: Layers, sparsity: float) -> dict[str, Tensor]:
-    """Keep in each layer a share in proportion to (out + in + kh + kw) / (out * in * kh * kw).
+    """Keep in each layer a share proportional to (out + in + kh + kw) / (out * in * kh * kw).
 
-    The Erdos-Renyi kernel (Evci et al., 2020, arXiv:1911.11134): small layers stay denser. As many
-    units stay in all as with ``global``; a layer whose share would exceed 1 stays whole.
+    The Erdos-Renyi kernel (Evci et al., 2020, arXiv:1911.11134): small layers stay denser. The
+    total is that of ``global``; a layer whose share would exceed 1 stays whole.
     """
     shapes = {name: layers.weight_shape(name) for name in layers}
     wanted = {n: len(layers.scores[n]) * sum(s) / prod(s) for n, s in shapes.items()}
@@ -59,7 +59,7 @@ def allocate_erk(layers: Layers, sparsity: float) -> dict[str, Tensor]:
 
 
 def divide(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """Divide a total in proportion to what is wanted, at most a size each; it comes out exact."""
+    """Divide a total in proportion to ``wanted``, at most ``sizes`` each; the sum is exact."""
     whole: set[str] = set()
     while True:
         rest = total - sum(sizes[name] for name in whole)
@@ -78,10 +78,10 @@ def divide(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) ->
 
 @allocation("2:4", sparsity=0.5, block=4)
 def allocate_2_of_4(layers: Layers, sparsity: float) -> dict[str, Tensor]:
-    """Keep the best 2 of every 4 weights that follow one another along a layer's inputs.
+    """Keep the best 2 of every 4 consecutive weights along a layer's inputs.
 
-    The pattern that sparse tensor cores of GPUs compute (Mishra et al., 2021, arXiv:2104.08378).
-    Inputs that fill no block of 4 stay: the three colours of a first convolution.
+    The pattern of GPUs' sparse tensor cores (Mishra et al., 2021, arXiv:2104.08378). Inputs that do
+    not fill a block of 4 stay, such as the three colours of a first convolution.
     """
     return allocate_n_of_m(layers, 2, 4)
 
@@ -93,10 +93,10 @@ def allocate_4_of_8(layers: Layers, sparsity: float) -> dict[str, Tensor]:
 
 
 def allocate_n_of_m(layers: Layers, n: int, m: int) -> dict[str, Tensor]:
-    """Keep the best n of every m weights along a layer's inputs; what fills no block stays."""
+    """Keep the best n of every m weights along a layer's inputs; incomplete blocks stay."""
     if not UNITS.get(layers.unit).unstructured:
         raise ConfigError(
-            f"A pattern of {n} in {m} is one of single weights, and this method removes "
+            f"A pattern of {n} in {m} applies to single weights, and this method removes "
             f"{layers.unit}s. Use it with a method of unit 'weight', such as magnitude."
         )
     masks = {}
@@ -114,7 +114,7 @@ def allocate_n_of_m(layers: Layers, n: int, m: int) -> dict[str, Tensor]:
 
 
 def allocate_shares(scores: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Keep the floor(width * (1 - share)) highest scores of each group; a share for each."""
+    """Keep the floor(width * (1 - share)) highest scores of each group, with one share each."""
     return {
         name: allocate_count(score, whole_share(score.numel(), 1.0 - share))
         for (name, score), share in zip(scores.items(), shares, strict=True)
@@ -122,14 +122,14 @@ def allocate_shares(scores: Mapping[str, Tensor], shares: Sequence[float]) -> di
 
 
 def keep_best(scores: Mapping[str, Tensor], num: int) -> dict[str, Tensor]:
-    """Keep so many of the highest scores of all groups together."""
+    """Keep the ``num`` highest scores of all groups together."""
     kept = allocate_count(torch.cat([score.flatten() for score in scores.values()]), num)
     parts = torch.split(kept, [score.numel() for score in scores.values()])
     return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
 
 
 def allocate_count(scores: Tensor, num: int) -> Tensor:
-    """Keep so many of the highest scores; of equal ones the first."""
+    """Keep the ``num`` highest scores; among equal scores the first."""
     kept = torch.zeros(len(scores), dtype=torch.bool)
     kept[torch.argsort(scores, stable=True, descending=True)[:num]] = True
     return kept
@@ -137,5 +137,5 @@ def allocate_count(scores: Tensor, num: int) -> Tensor:
 
 def whole_share(count: int, share: float) -> int:
     """Return floor(count * share)."""
-    # 10 x (1 - 0.3) is 7 - 1e-15 in floating point, and 7 is meant.
+    # Products may fall short by rounding: 10 x (1 - 0.3) as 7 - 1e-15, where 7 is meant.
     return floor(count * share + 1e-9)

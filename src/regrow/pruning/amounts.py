@@ -10,19 +10,19 @@ from regrow.errors import ConfigError, unknown
 from regrow.pruning.costs import COST_TARGETS, CostShare, masked_refusal
 from regrow.pruning.method import ALLOCATIONS, Method, checked_share, checked_sparsity
 
-MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
-NO_TICKET = "none"  # as a 'ticket': nothing is trained between rounds
-AMOUNTS = ("sparsity", "target", "shares")  # beside the names of costs
+MOST_ROUNDS = 100  # 100 rounds of 0.1 each leave 0.003 % of the weights
+NO_TICKET = "none"  # the 'ticket' for no training between rounds
+AMOUNTS = ("sparsity", "target", "shares")  # besides the names of costs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
     """The amount that a method removes: a sparsity, or a target's share of each group in turn.
 
-    ``cost`` is the share of a cost that may be left at most, in place of a sparsity.
-    ``multiple_of``: how many channels of each layer stay is a multiple of this, or all of them.
-    ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
-    the round before left. ``rounds``: in how many it is reached where nothing trains in between.
+    ``cost``: the largest share of a cost that may remain, instead of a sparsity.
+    ``multiple_of``: each layer keeps a multiple of this number of channels, or all of them.
+    ``step``: for rounds with training in between, the sparsity of a single round: the share that it
+    removes of what the round before left. ``rounds``: the number of rounds without such training.
     """
 
     sparsity: float | None = None
@@ -40,14 +40,14 @@ class Cut:
 
     @property
     def called(self) -> str | None:
-        """The name, where a sparsity does not say it all."""
+        """The name if the sparsity alone is not one, else None."""
         if self.multiple_of == 1:
             return self.target
         return f"{self.target or f'{self.sparsity:g}'}, multiples of {self.multiple_of}"
 
 
 def cost_names() -> tuple[str, ...]:
-    """Return the costs that may be asked for, each a key of a method in a study."""
+    """Return the names of the cost targets, each a key of a method in a study."""
     return COST_TARGETS.known()
 
 
@@ -73,16 +73,17 @@ def read_cuts(fields: Mapping[str, Any], method: Method, where: str) -> tuple[Cu
     if not cuts:
         known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
         raise ConfigError(
-            f"{where} needs a 'sparsity' in [0, 1), or several{known}. In its place the share of "
-            f"a cost may be given that is left: {', '.join(map(repr, cost_names()))}."
+            f"{where} needs a 'sparsity' in [0, 1), or several{known}. Instead, give the largest "
+            f"share of a cost that may remain: {', '.join(map(repr, cost_names()))}."
         )
     refuse_twice(where, [cut.label for cut in cuts], "leave one out")
     if rounds is None:
         return tuple(cuts)
     if method.follows is not None or any(c.cost is None and c.target is not None for c in cuts):
         raise ConfigError(
-            f"{where}: 'rounds' are steps to a 'sparsity' or to a share of a cost, and no method "
-            "that follows others takes them, nor do 'target' and 'shares'. Leave them out."
+            f"{where}: 'rounds' are steps to a 'sparsity' or to a share of a cost. They cannot be "
+            "given with 'target', with 'shares' or for a method that follows others. Leave them "
+            "out."
         )
     return tuple(replace(cut, rounds=rounds) for cut in cuts)
 
@@ -90,7 +91,7 @@ def read_cuts(fields: Mapping[str, Any], method: Method, where: str) -> tuple[Cu
 def _costs(fields: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
     names = [name for name in fields if name in cost_names()]
     if names and (method.each_sparsity or method.follows is not None):
-        reason = "trains for it" if method.each_sparsity else "follows networks of it"
+        reason = "trains for it" if method.each_sparsity else "follows networks pruned to it"
         raise ConfigError(f"{where} needs a 'sparsity', because it {reason}. Got {names[0]!r}.")
     cuts = []
     for name in names:
@@ -106,7 +107,7 @@ def _costs(fields: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
 
 
 def _fixed(sparsity: float, fields: Mapping[str, Any], method: Method, where: str) -> Cut:
-    """Return the one cut of an allocation that has a single sparsity, such as 2:4."""
+    """Return the only cut of an allocation with a fixed sparsity, such as 2:4."""
     for name in (*AMOUNTS, "rounds", *cost_names()):
         if name in fields and (name, fields[name]) != ("sparsity", sparsity):
             raise ConfigError(
@@ -122,7 +123,7 @@ def _fixed(sparsity: float, fields: Mapping[str, Any], method: Method, where: st
 
 
 def _number_of_rounds(fields: Mapping[str, Any], method: Method, where: str) -> int | None:
-    """Return in how many rounds a method prunes, None for a method that prunes at once."""
+    """Return the number of rounds of a method; None for a method that prunes at once."""
     if "rounds" not in fields and method.rounds == 1:
         return None
     rounds = fields.get("rounds", method.rounds)
@@ -134,18 +135,18 @@ def _number_of_rounds(fields: Mapping[str, Any], method: Method, where: str) -> 
 
 
 def _rounds(rounds: int, fields: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
-    """Return a cut for each round with training in between, known by what is gone after it."""
+    """Return a cut for each round with training in between, each by the total sparsity so far."""
     if not UNITS.get(method.unit).masked:
         raise ConfigError(
-            f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
-            f"'rounds' with training in between: a method of unit "
+            f"{where} removes {method.unit}s, and only units that are held at zero can be pruned "
+            f"in 'rounds' with training in between. Use a method of unit "
             f"{' or '.join(map(repr, masked_units()))}, or 'ticket: none'."
         )
     step = _sparsity(fields.get("sparsity"), where)
     if step == 0.0 or set(fields) & {"target", "shares", *cost_names()}:
         raise ConfigError(
-            f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
-            "removes, and no 'target', 'shares' or cost."
+            f"{where}: 'rounds' need one 'sparsity' above 0, the share of the remaining units that "
+            "each round removes, and no 'target', 'shares' or cost."
         )
     # Rounded, because 1 - 0.8 * 0.8 is 0.3599999999999999.
     gone = [round(1 - (1 - step) ** (number + 1), 12) for number in range(rounds)]
@@ -153,7 +154,7 @@ def _rounds(rounds: int, fields: Mapping[str, Any], method: Method, where: str) 
 
 
 def _sparsity(value: Any, where: str, method: Method | None = None) -> float:
-    """Check a sparsity, or (given the method) the share of one of its groups."""
+    """Check a sparsity or, if a method is given, the share of one of its groups."""
     try:
         return checked_sparsity(value) if method is None else checked_share(method, value)
     except ConfigError as error:

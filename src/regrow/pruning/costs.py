@@ -1,9 +1,8 @@
-"""Costs as targets: how much of a network's MACs, parameters or latency may be left.
+"""Cost targets: the largest share of a network's MACs, parameters or latency that may remain.
 
-``macs: 0.5`` asks for at most half of the unpruned network's MACs. (A ``sparsity`` is the share of
-units that is removed; a cost is the share that is left, because that is what one pays.) What is
-measured is a registered function of the pruned and the unpruned network, so that one's own is one
-as well::
+``macs: 0.5`` asks for at most half of the unpruned network's MACs. (A ``sparsity`` is the removed
+share of the units; a cost is the remaining share, because that is what one pays.) A cost is
+measured by a registered function of the pruned and the unpruned network. A custom one::
 
     @cost_target("memory")
     def memory(pruned: Pruned, unpruned: Pruned) -> Measured:
@@ -35,10 +34,10 @@ MeasureCost = Callable[["Pruned", "Pruned"], Measured]
 
 @dataclass(frozen=True)
 class CostTarget:
-    """A cost that can be asked for: a function of the pruned and of the unpruned network.
+    """A cost that can be a target: a function of the pruned and the unpruned network.
 
-    ``timed``: it is measured on a machine, so that two measurements differ, and only what is cut
-    out saves any.
+    ``timed``: a time measured on a machine, so repeated measurements differ, and only units that
+    are cut out (not held at zero) save any.
     """
 
     function: MeasureCost
@@ -70,8 +69,8 @@ class CostShare:
     def __post_init__(self) -> None:
         if not is_number(self.share) or not 0.0 < self.share < 1.0:
             raise ConfigError(
-                f"A target for {self.name} is the share of the unpruned network's that may be "
-                f"left, a number between 0 and 1. Got {self.share!r}.{percent(self.share)}"
+                f"A target for {self.name} is the largest share of the unpruned network's that may "
+                f"remain, a number between 0 and 1. Got {self.share!r}.{percent(self.share)}"
             )
 
     @property
@@ -85,14 +84,14 @@ class CostShare:
         return COST_TARGETS.get(self.name)
 
     def to_json(self) -> dict[str, float]:
-        """Return what was asked for."""
+        """Return the target as JSON values."""
         return {self.name: self.share}
 
 
 def masked_refusal(cost: CostShare, unit: str) -> str:
-    """Word the error for a latency of weights that are only held at zero."""
+    """Return the error message for a latency target of weights that are only held at zero."""
     return (
         f"{cost.label}: {unit}s are held at zero in a network of full size, which takes as long "
-        f"as before, so no {cost.name} can be asked for. Use a method that cuts channels or "
+        f"as before, so {cost.name} cannot be a target. Use a method that cuts channels or "
         "blocks, or ask for 'macs' or 'parameters'."
     )

@@ -20,7 +20,7 @@ from regrow.pruning.method import ALLOCATIONS, CRITERIA, Method
 from regrow.pruning.select import select
 from regrow.surgery import Trace
 
-NUM_IMAGES = 16  # enough to fail on
+NUM_IMAGES = 16  # enough to find errors
 
 
 def try_out(
@@ -32,10 +32,10 @@ def try_out(
     sparsity: float,
     shares: Sequence[float] | None = None,
 ) -> None:
-    """Prune a copy of a network as a method does; a ``ConfigError`` says where its code fails.
+    """Prune a copy of a network by a method; a ``ConfigError`` says where the method's code fails.
 
-    Every parameter of the copy is moved a little: a criterion may divide by what is zero only in
-    networks that were never trained.
+    Noise is added to every parameter of the copy: a criterion may divide by values that are zero
+    only in untrained networks.
     """
     with torch.random.fork_rng(devices=[]):
         network, generator = deepcopy(model), seeded(0, "trial")
@@ -55,7 +55,7 @@ def try_out(
             )
         except Interrupted:
             raise
-        except TiedScores:  # what was never trained may be so
+        except TiedScores:  # scores of an untrained network may be tied
             return
         except Exception as error:
             kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
@@ -67,12 +67,12 @@ def try_out(
 
 @contextmanager
 def saying_where(method: Method) -> Iterator[None]:
-    """Make of what a user's criterion or allocation does wrong a ``ConfigError`` with its line."""
+    """Turn errors of a user's criterion or allocation into a ``ConfigError`` with the line."""
     try:
         yield
     except RegrowError as error:
         named = any(f"{r.kind} {name!r}" in str(error) for r, name in _code(method))
-        if not named:  # it is about something else
+        if not named:  # the error is about something else
             raise
         raise ConfigError(f"{_place(method, error)}: {error}") from error
     except Exception as error:
@@ -83,7 +83,7 @@ def saying_where(method: Method) -> Iterator[None]:
 
 
 def _code(method: Method) -> list[tuple[Registry[Any], str]]:
-    """Return the criterion and the allocation of a method, as far as a user wrote them."""
+    """Return those of a method's criterion and allocation that are a user's code."""
     parts: list[tuple[Registry[Any], str]] = [
         (CRITERIA, method.criterion),
         (ALLOCATIONS, method.allocation),
@@ -92,29 +92,29 @@ def _code(method: Method) -> list[tuple[Registry[Any], str]]:
 
 
 def _place(method: Method, error: Exception) -> str:
-    """Return the file and the line of the user's code that raised, or that returned what fails."""
+    """Return the file and line of the user's code that raised, or that returned a bad value."""
     code = _code(method)
     files = {registry.origin(name) for registry, name in code}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files:
             return f"{frame.filename}, line {frame.lineno}"
-    # Nothing of the user's raised: a check refused what one of them returned, and names it.
+    # No user code raised: a check refused a returned value, and its message names the function.
     named = [(r, name) for r, name in code if f"{r.kind} {name!r}" in str(error)] or code
-    if not named[0][0].origin(named[0][1]).endswith(".py"):  # masks, or a library
+    if not named[0][0].origin(named[0][1]).endswith(".py"):  # a file of masks, or a library
         return named[0][0].origin(named[0][1])
     value: Any = named[0][0].get(named[0][1])
     function = inspect.unwrap(getattr(value, "function", value))
-    returned = isinstance(error, RegrowError)  # else it could not even be called
+    returned = isinstance(error, RegrowError)  # otherwise the call itself failed
     line = line_of(function, returned=returned) if inspect.isfunction(function) else 1
     return f"{named[0][0].origin(named[0][1])}, line {line}"
 
 
 def line_of(function: Any, *, returned: bool) -> int:
-    """Return the line of a function's ``def``, or of its only ``return`` if that is to blame."""
+    """Return the line of a function's ``def``, or of its only ``return`` if ``returned``."""
     lines, first = inspect.getsourcelines(function)
     try:
         tree = ast.parse(textwrap.dedent("".join(lines)))
-    except SyntaxError:  # a lambda within a statement that goes on
+    except SyntaxError:  # a lambda within a statement of several lines
         return first
     defined = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)), None)
     if defined is None:

@@ -1,13 +1,13 @@
-"""The examples that criteria look at: batches as networks take them, and the loss on them.
+"""The examples that criteria use: batches in the form that networks take, and the loss on them.
 
-Of a data set of a study, or of anything that yields batches, such as a ``DataLoader``:
+They come from a study's data set, or from any iterable of batches, such as a ``DataLoader``:
 
     (inputs, targets)            inputs are a tensor, a tuple of several, or a mapping by name
-    (a, b, targets)              of more than two, the last are the targets
+    (a, b, targets)              with more than two, the last is the targets
     {"input_ids": ..., "labels": ...}
     inputs                       alone, for criteria that need no loss
 
-A network that takes its labels (those of transformers) computes its loss itself.
+A network that takes labels as an input (as those of transformers do) computes its loss itself.
 """
 
 import inspect
@@ -33,7 +33,7 @@ MASK = "attention_mask"
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Batches of inputs and targets, and the loss of what a network returns for them."""
+    """Batches of inputs and targets, and the loss of a network's outputs for them."""
 
     batches: tuple[Batch, ...]
     objective: Objective
@@ -42,15 +42,15 @@ class Examples:
 def examples_of(
     data: Iterable[Any], network: nn.Module, *, num: int, loss: Loss | None = None
 ) -> Examples:
-    """Read so many examples of batches; a ``ConfigError`` says what a batch lacks.
+    """Read at most ``num`` examples from batches; a ``ConfigError`` says what a batch lacks.
 
     Args:
         data: yields batches; it is read once, and no further than needed.
-        network: what they are for: one that takes its labels computes its own loss.
-        num: how many examples at most.
-        loss: (what the network returns, targets) -> the mean loss of a batch, where that is
-            neither the network's own nor one that follows from the targets (cross-entropy of
-            classes, of each token or of each example; squared errors of numbers).
+        network: the network that takes them; one that takes labels computes its own loss.
+        num: the maximum number of examples.
+        loss: (network outputs, targets) -> the mean loss of a batch. Only needed if the network
+            does not compute it and it does not follow from the targets (cross-entropy for classes,
+            per example or per token; squared errors for numbers).
     """
     takes = _parameters(network)
     batches: list[Batch] = []
@@ -77,7 +77,7 @@ def _parameters(network: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def _parted(batch: Any, takes: Mapping[str, inspect.Parameter], *, own: bool) -> Batch:
-    """Part a batch into what the network takes and what is to be learnt."""
+    """Split a batch into the network's inputs and the targets."""
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, Mapping):
@@ -99,7 +99,7 @@ def _parted(batch: Any, takes: Mapping[str, inspect.Parameter], *, own: bool) ->
 
 
 def _named(inputs: Any, takes: Mapping[str, inspect.Parameter]) -> Any:
-    """Return several inputs under the names of the network's parameters, if it has them."""
+    """Return several inputs by the names of the network's parameters, if these can be used."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
     by_place = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
@@ -112,7 +112,7 @@ def _named(inputs: Any, takes: Mapping[str, inspect.Parameter]) -> Any:
 def _check_names(named: Mapping[str, Any], takes: Mapping[str, inspect.Parameter]) -> None:
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = {name: p for name, p in takes.items() if p.kind in by_name}
-    # Further keywords, as transformers' networks take, would swallow any name without a word.
+    # A network that also takes **kwargs, as in transformers, would silently accept any name.
     surplus = [name for name in named if name not in known] if known else []
     missing = [n for n, p in known.items() if p.default is p.empty and n not in named]
     if surplus or missing:
@@ -139,7 +139,7 @@ def check_fit(dataset: Dataset, network: nn.Module, *, where: str) -> None:
                 call(network, inputs)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    except Exception as error:  # whatever the network's code says of them
+    except Exception as error:  # the network's code may raise anything
         raise ConfigError(
             f"{where}: the network fails on its examples ({dataset.inputs}): "
             f"{type(error).__name__}: {short(error)}. Give data that fit."
@@ -147,7 +147,7 @@ def check_fit(dataset: Dataset, network: nn.Module, *, where: str) -> None:
 
 
 def size_of(inputs: Any) -> int:
-    """Count the examples of a batch of inputs: the rows of its first tensor."""
+    """Count the examples in a batch of inputs: the rows of its first tensor."""
     if isinstance(inputs, Tensor):
         return len(inputs)
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
@@ -156,7 +156,7 @@ def size_of(inputs: Any) -> int:
 
 
 def rows_of(inputs: Any, part: slice, size: int) -> Any:
-    """Return some rows of each tensor that has one for each example."""
+    """Slice the rows of each tensor that has one row per example."""
     if isinstance(inputs, Tensor):
         return inputs[part] if inputs.dim() and len(inputs) == size else inputs
     if isinstance(inputs, Mapping):
@@ -167,7 +167,7 @@ def rows_of(inputs: Any, part: slice, size: int) -> Any:
 
 
 def moved(values: Any, device: torch.device | str) -> Any:
-    """Return tensors on a device, in the mapping or tuple that they lie in."""
+    """Move tensors, also those within mappings and tuples, to a device."""
     if isinstance(values, Tensor):
         return values.to(device)
     if isinstance(values, Mapping):
@@ -178,7 +178,7 @@ def moved(values: Any, device: torch.device | str) -> Any:
 
 
 def counted_rows(inputs: Any) -> Tensor | None:
-    """Return which tokens of a batch are no padding, flat; None where nobody says so."""
+    """Return a flat mask of the tokens that are not padding; None if there is none to leave out."""
     mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
         return None
@@ -189,10 +189,10 @@ def counted_rows(inputs: Any) -> Tensor | None:
 
 
 def count_labels(targets: Any) -> int:
-    """Count what a mean loss is over: classes or numbers that are not ignored."""
+    """Count the terms of a mean loss: examples, or class targets that are not ignored."""
     if targets is None:
         raise ConfigError(
-            "This criterion looks at gradients, so its data must have targets: batches of "
+            "This criterion uses gradients, so its data must have targets: batches of "
             "(inputs, targets), or mappings with 'labels'."
         )
     if not isinstance(targets, Tensor):
@@ -203,7 +203,7 @@ def count_labels(targets: Any) -> int:
 
 
 def _objective(loss: Loss | None) -> Objective:
-    """Make an objective of a mean loss, of the network's own, or of what targets suggest."""
+    """Make an objective of a given mean loss, the network's own, or the usual one for targets."""
 
     def total(outputs: Any, targets: Any) -> Tensor:
         num = count_labels(targets)
@@ -215,8 +215,7 @@ def _objective(loss: Loss | None) -> Objective:
             value = _usual_loss(logits_of(outputs), targets)
         if not isinstance(value, Tensor) or value.dim():
             raise TrainingError(
-                f"A loss must return the mean loss of a batch, a tensor of one number. Got "
-                f"{short(value)}."
+                f"A loss must return the mean loss of a batch, a scalar tensor. Got {short(value)}."
             )
         return value * num
 
@@ -224,7 +223,7 @@ def _objective(loss: Loss | None) -> Objective:
 
 
 def _usual_loss(logits: Tensor, targets: Any) -> Tensor:
-    """Return the mean loss that targets suggest: of classes or of numbers."""
+    """Return the usual mean loss for targets: cross-entropy for classes, MSE for numbers."""
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         if logits.shape[:-1] == targets.shape:
             return functional.cross_entropy(

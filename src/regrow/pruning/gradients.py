@@ -1,7 +1,7 @@
-"""Gradients of a network's loss over batches, of first and second order, in bounded memory.
+"""First- and second-order gradients of a network's loss over batches, in bounded memory.
 
 Each function runs the network in evaluation mode, holds the graph of one batch at a time, and
-leaves the network as it was. Losses are means over all examples (or tokens) of the batches.
+leaves the network unchanged. Losses are means over all examples (or tokens) of the batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ def mean_gradients(model: nn.Module, batches: Batches, objective: Objective) -> 
 def mean_over_examples(
     model: nn.Module, batches: Batches, objective: Objective, measure: EachGradient
 ) -> Measures:
-    """Average what is measured on the gradients, by parameter, of each example's own loss."""
+    """Average over the examples what ``measure`` returns for the gradients of each one's loss."""
     learnt = _learnt(model)
     total: Measures = {}
     num = 0
@@ -67,8 +67,8 @@ def hessian_times_gradient(
 ) -> Measures:
     """Return H g by parameter, on the CPU: the Hessian of the mean loss times its gradient.
 
-    The loss is that of outputs divided by a temperature. The gradient g is that over all batches;
-    then H g is the gradient of (gradient . g) with g held fixed, summed over the batches.
+    The loss is computed on outputs divided by a temperature. g is the gradient over all batches; H
+    g is then the gradient of (gradient . g) with g held fixed, summed over the batches.
     """
     learnt = _learnt(model)
     weights = tuple(learnt.values())
@@ -123,7 +123,7 @@ def _loss(
         return objective.total(outputs, targets)
     if isinstance(outputs, Mapping) and "loss" in outputs:
         raise ConfigError(
-            "This criterion divides what the network returns by a temperature, and this network "
-            "computes its loss itself. Give the labels beside the inputs: (inputs, targets)."
+            "This criterion divides the network's outputs by a temperature, and this network "
+            "computes its loss itself. Give the labels apart from the inputs: (inputs, targets)."
         )
     return objective.total(logits_of(outputs) / temperature, targets)

@@ -18,14 +18,14 @@ from regrow.surgery.mask import Mask, apply_, filter_dim, kept_weights, layer_of
 class Layers(Mapping[str, Tensor]):
     """The groups that a method prunes: a mapping from their names to the scores of their units.
 
-    Scores are ``[units]``, of the units that are left where a network was pruned before. An
-    allocation that needs no more takes it for a mapping; others ask for shapes and costs.
+    Scores are ``[units]``; in a network that was pruned before, of the units that are left. An
+    allocation that needs no more uses it as a mapping; others use its shapes and costs.
 
     Attributes:
         unit: the name of the unit.
         scores: of all units of each group, ``[units]``.
-        left: which of them may be kept, ``[units]`` booleans.
-        multiple_of: how many channels of each layer stay is a multiple of this, or all of them.
+        left: the units that were not removed before, ``[units]`` booleans.
+        multiple_of: each layer keeps a multiple of this number of channels, or all of them.
     """
 
     network: nn.Module
@@ -53,11 +53,11 @@ class Layers(Mapping[str, Tensor]):
         return sum(int(left.sum()) for left in self.left.values())
 
     def weight_shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the weight behind a group's units, such as ``(out, in, kh, kw)``."""
+        """Return the shape of the weight of a group's units, such as ``(out, in, kh, kw)``."""
         return tuple(self.network.get_parameter(self._weight(name)).shape)
 
     def input_dim(self, name: str) -> int:
-        """Return the dimension of that weight which its layer's inputs lie in."""
+        """Return which dimension of that weight is the input dimension."""
         return 1 - filter_dim(layer_of(self._weight(name), self.network))
 
     def _weight(self, name: str) -> str:
@@ -67,21 +67,21 @@ class Layers(Mapping[str, Tensor]):
         return next(slot.tensor for slot in slots if slot.tensor in known)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a group in a mask: that of the weight for weights, else [units]."""
+        """Return the shape of a group's mask: the weight's for single weights, else [units]."""
         return self._unit.shape(self.network, self.groups[name])
 
     def whole(self, name: str) -> Tensor:
-        """Return a group's scores in that shape, with minus infinity for what is gone already."""
+        """Return a group's scores in that shape, minus infinity for units removed before."""
         scores = self.scores[name].masked_fill(~self.left[name], -torch.inf)
         return scores.reshape(self.shape(name))
 
     def part(self, name: str, units: Tensor) -> "Layers":
-        """Return a single group with some of its units."""
+        """Return the layers of a single group, limited to some of its units."""
         left = {name: self.left[name] & units}
         return replace(self, scores={name: self.scores[name]}, left=left)
 
     def after(self, mask: Mask, scores: Mapping[str, Tensor]) -> "Layers":
-        """Return the layers with new scores, where what a mask removed ranks below all the rest."""
+        """Return the layers with new scores; units that a mask removed rank below all others."""
         least = min(float(score.min()) for score in scores.values())
         last = least - max(1.0, abs(least))
         below = {n: s.masked_fill(~mask.kept[n].flatten(), last) for n, s in scores.items()}
@@ -90,7 +90,7 @@ class Layers(Mapping[str, Tensor]):
     def mask(self, kept: Mapping[str, Tensor]) -> Mask:
         """Make a mask of an allocation's choice among the units that are left.
 
-        Layers that would be emptied, and may not be, keep a unit.
+        Layers that must not be emptied keep at least one unit.
         """
         chosen = {n: left.masked_scatter(left, kept[n]) for n, left in self.left.items()}
         chosen = {name: self._rounded(name, stays) for name, stays in chosen.items()}
@@ -101,19 +101,19 @@ class Layers(Mapping[str, Tensor]):
         return Mask(unit=self.unit, kept=shaped, guarded=guarded)
 
     def _rounded(self, name: str, stays: Tensor) -> Tensor:
-        """Keep the nearest multiple of units, the highest scores, where units are channels."""
+        """Round the number of channels to the nearest multiple, keeping the highest scores."""
         num, most = int(stays.sum()), int(self.left[name].sum())
         step = self.multiple_of
         if num == most or num % step == 0 or not _are_channels(self.groups[name]):
             return stays
         wanted = min(max(step, (2 * num + step) // (2 * step) * step), most)
-        # Those chosen come before all others that are left.
+        # Chosen units rank above all others that are left.
         ranks = self.scores[name].masked_fill(~self.left[name], -torch.inf).argsort().argsort()
         best = (ranks + stays * len(ranks)).topk(wanted).indices
         return torch.zeros_like(stays).index_fill(0, best, value=True)
 
     def restored(self, kept: Mapping[str, Tensor], name: str, unit: int) -> dict[str, Tensor]:
-        """Return a choice with one unit more, or with as many as make up a multiple."""
+        """Return a choice with one more unit, or with ``multiple_of`` more."""
         more = {n: stays.clone() for n, stays in kept.items()}
         gone = self[name].masked_fill(kept[name], -torch.inf)
         num = min(self.multiple_of, int((~kept[name]).sum()))
@@ -121,7 +121,7 @@ class Layers(Mapping[str, Tensor]):
         return more
 
     def pruned(self, kept: Mapping[str, Tensor]) -> "Pruned":
-        """Return what an allocation's choice would leave, for its costs; nothing is cut yet."""
+        """Return the network that a choice would leave, for its costs; nothing is cut yet."""
         return replace(self.unpruned, mask=self.mask(kept))
 
     @property
@@ -141,7 +141,7 @@ class Layers(Mapping[str, Tensor]):
 
     @property
     def counts(self) -> Counted | None:
-        """The unpruned network's costs by parameter; None where choices are to be cut to count."""
+        """The unpruned network's costs by parameter; None if costs need the network to be cut."""
         can = self._unit.masked or self._unit.sizes is not None
         return self._counted if self.quick and can else None
 
@@ -155,7 +155,7 @@ class Layers(Mapping[str, Tensor]):
 
 
 def _are_channels(group: Group) -> bool:
-    """Tell whether each unit is one channel, not a head or a group of a convolution."""
+    """Return whether each unit is one channel, not a head or a group of a convolution."""
     slots = [slot for slot in group.slots if slot.role in ("producer", "norm")]
     return all(
         len(torch.unique(units)) == len(units)
@@ -165,10 +165,11 @@ def _are_channels(group: Group) -> bool:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pruned:
-    """A choice of units, and what the network costs that it leaves.
+    """A choice of units, and the costs of the network that it leaves.
 
-    With ``counts``, the costs of the unpruned network by parameter, nothing is cut to count: of
-    each layer the MACs go down as its weights do. Without, they are counted on the network itself.
+    With ``counts``, the costs of the unpruned network by parameter, nothing is cut to count: each
+    layer's MACs shrink in proportion to its weights. Without, costs are counted on the pruned
+    network itself.
     """
 
     network: nn.Module  # unpruned

@@ -1,4 +1,4 @@
-"""Pruning methods as values: their parts, and the registries that these are named in.
+"""Pruning methods as values: their parts, and the registries of these parts.
 
 A criterion gives every unit of a group a score (high = keep); an allocation turns scores and a
 sparsity into kept units; a method names one of each. k criteria and m allocations are k + m
@@ -43,7 +43,7 @@ Scope = Literal[
     "block",
     "all",
 ]
-# What a method prunes, by its scope.
+# Scope -> what a method of this scope prunes.
 SCOPES: Mapping[Scope, str] = {
     "conv": "filters of single convolutions",
     "normed-conv": "filters of single convolutions that are followed by a norm with a scale",
@@ -60,8 +60,8 @@ SCOPES: Mapping[Scope, str] = {
 ALL: tuple[Scope, ...] = ("conv", "linear", "grouped", "stream", "view", "head")
 NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
-NORMS = {"l1": "l1-norm", "l2": "l2-norm"}  # of methods, and of the criteria that they go by
-# Prefixes of names in pruning.adapters -> what follows them, and what it is.
+NORMS = {"l1": "l1-norm", "l2": "l2-norm"}  # method -> its criterion
+# Prefix of the names in pruning.adapters -> what follows the prefix, and a description.
 ADAPTED: Mapping[str, tuple[str, str]] = {
     "torch-pruning": ("NAME", "An importance of Torch-Pruning, such as MagnitudeImportance(p=1)"),
     "nn-prune": (
@@ -73,13 +73,13 @@ ADAPTED: Mapping[str, tuple[str, str]] = {
 
 
 def is_adapted(name: object) -> bool:
-    """Tell whether a name is of another library's way to prune: ``nn-prune:l1_unstructured``."""
+    """Return whether a name is that of an adapted method, such as ``nn-prune:l1_unstructured``."""
     prefix, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
     return bool(colon) and canonical(prefix) in ADAPTED
 
 
 def _adapted(part: str) -> Outside[Any]:
-    """Return what knows such names, which is imported when one is used."""
+    """Return the handler of such names; the adapters are imported when a name is used."""
 
     def ask(what: str) -> Callable[[str], Any]:
         return lambda name: getattr(import_module("regrow.pruning.adapters"), what)(name)
@@ -119,7 +119,7 @@ METHODS: "Registry[Method]" = Registry(
 
 
 def criterion_key(name: str) -> str:
-    """Return the registered criterion of a name; of a method's name, a hint at its criterion."""
+    """Return a criterion's registered name; for a method's name, the error names its criterion."""
     try:
         return CRITERIA.key(name)
     except ConfigError as error:
@@ -133,9 +133,9 @@ def criterion_key(name: str) -> str:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A registered allocation: a function, and its sparsity where it knows only one (2:4).
+    """A registered allocation: a function, and its sparsity if that is fixed (2:4).
 
-    ``block``: how many inputs it chooses among, where these are always the same.
+    ``block``: the number of inputs that it chooses among, if that is fixed.
     """
 
     function: Allocate
@@ -143,7 +143,7 @@ class Allocation:
     block: int | None = None
 
     def __call__(self, layers: "Layers", sparsity: float) -> "dict[str, Tensor]":
-        """Return which units stay."""
+        """Return which units are kept."""
         return self.function(layers, sparsity)
 
 
@@ -151,7 +151,7 @@ class Allocation:
 class Target:
     """A predefined architecture: for one model, the pruned share of each group in turn.
 
-    Without shares it is for any model, and what the method's training left decides.
+    Without shares it applies to any model, and the method's training decides what is removed.
     """
 
     model: str = ""
@@ -220,7 +220,7 @@ class Method:
         unit = UNITS.get(self.unit)
         if self.repair is not None and not (unit.narrows or unit.unstructured):
             raise self._error(
-                "A 'repair' mends layers that lost inputs, so the 'unit' must be 'channel' or "
+                "A 'repair' corrects layers that lost inputs, so the 'unit' must be 'channel' or "
                 "'weight'."
             )
 
@@ -229,7 +229,7 @@ class Method:
 
     def _kinds(self, scope: object) -> tuple[Scope, ...]:
         """Return the kinds of groups that a scope names, each once."""
-        given = (scope,) if isinstance(scope, str) else scope  # a text is one, not its letters
+        given = (scope,) if isinstance(scope, str) else scope  # a text is one kind, not its letters
         if not isinstance(given, Iterable) or not (names := list(given)):
             raise self._error(f"The 'scope' must name one of {', '.join(SCOPES)}, or several.")
         for kind in names:
@@ -239,7 +239,7 @@ class Method:
         return tuple(dict.fromkeys(kind for every in kinds for kind in every))
 
     def within(self, scope: Scope | Sequence[Scope] | None) -> "Method":
-        """Return the method with another scope; None is its own."""
+        """Return the method with another scope; None keeps its own."""
         return self if scope is None else replace(self, scope=_scope(scope))
 
     def _error(self, message: str) -> ConfigError:
@@ -267,8 +267,8 @@ def allocation(
 
     Kept units are booleans, shaped as the scores. If a group would be emptied, ``select`` keeps its
     channel with the highest score. The scores are ``Layers``: a mapping that also has the shapes of
-    the weights, and counts what a choice would cost. ``sparsity`` is given if the allocation has
-    only one, such as one half for 2:4; ``block`` is then the number of inputs it chooses among.
+    the weights, and counts the costs of a choice. ``sparsity`` is given if the allocation has a
+    fixed one, such as one half for 2:4; ``block`` is then the number of inputs it chooses among.
     """
 
     def register(function: A) -> A:
@@ -295,8 +295,8 @@ def repair(name: str) -> Callable[[Repair], Repair]:
 def choice(name: str) -> Callable[[Choice], Choice]:
     """Register a choice: ``(layers, mask, probe, allocate) -> kept units by group`` (decorator).
 
-    The mask is what criterion and allocation chose; ``allocate`` is the allocation, for parts of
-    layers with scores of the choice's own. Kept units are as those of an allocation.
+    The mask is the choice of criterion and allocation; ``allocate`` is the allocation, to be used
+    on parts of layers with the choice's own scores. Kept units have the form of an allocation's.
     """
 
     def register(function: Choice) -> Choice:
@@ -355,7 +355,7 @@ def register_method(
         follows=follows,
         reference=reference,
     )
-    # The treatment first: its code is part of what a training is, the criterion's of a pruning.
+    # The treatment first: its code is part of a training's key, the criterion's of a pruning's.
     METHODS.add(
         name,
         method,
@@ -380,9 +380,9 @@ def _name_of(function: Criterion) -> str:
 def general_method(
     criterion: str, *, scope: Scope | Sequence[Scope] = "all", allocation: str = "global"
 ) -> Method:
-    """Make the method that removes channels of a network of one's own by a criterion.
+    """Make a method that removes channels of a user's network by a criterion.
 
-    Groups are ranked together, their scores put on one scale by the mean of each group.
+    Groups are ranked together, after dividing their scores by each group's mean.
     """
     name = criterion_key(criterion)
     return Method(
@@ -395,13 +395,13 @@ def _scope(scope: Scope | Sequence[Scope]) -> tuple[Scope, ...]:
 
 
 def checked_share(method: Method, share: float) -> float:
-    """Return a share of one group that is one; all of it may go if layers may be emptied."""
+    """Check the removed share of one group; it may be 1 if layers may be emptied."""
     may_empty = UNITS.get(method.unit).keep_alive is None
     return 1.0 if may_empty and share == 1.0 else checked_sparsity(share)
 
 
 def checked_sparsity(sparsity: float | None) -> float:
-    """Return a sparsity that is one; else raise a ``ConfigError``."""
+    """Return a sparsity if it is valid; else raise a ``ConfigError``."""
     if not is_number(sparsity) or not 0.0 <= sparsity < 1.0:
         raise ConfigError(
             f"A sparsity is the removed share of the units, a number in [0, 1). Got {sparsity!r}."
@@ -411,7 +411,7 @@ def checked_sparsity(sparsity: float | None) -> float:
 
 
 def checked_multiple(method: Method, multiple_of: Any) -> int:
-    """Return a multiple that a method can keep; another is a ``ConfigError``."""
+    """Return ``multiple_of`` if it is valid for a method; else raise a ``ConfigError``."""
     if not is_int(multiple_of, least=1):
         raise ConfigError(f"'multiple_of' must be an int of at least 1. Got {multiple_of!r}.")
     if multiple_of > 1 and not UNITS.get(method.unit).narrows:

@@ -1,15 +1,15 @@
-"""Normalisations: how scores of groups of different kinds are made to compare.
+"""Normalisations: how scores of groups of different kinds are made comparable.
 
-A score is a sum over what a unit owns, and units differ: an attention head owns thousands of times
-the weights of a channel of a depthwise convolution. Where an allocation ranks groups together, a
-method says how their scores are put on one scale:
+A score is a sum over a unit's weights, and units differ in size: an attention head has thousands of
+times the weights of a channel of a depthwise convolution. Where an allocation ranks groups
+together, a method says how their scores are put on one scale:
 
-- ``none``: they stay as the criterion gave them, for criteria whose scores compare by themselves;
-- ``weight``: divided by the number of weights that the unit owns, so that a sum becomes a mean;
-- ``group``: divided by the mean size of the group's scores, so that every group has a mean of 1
+- ``none``: unchanged, for criteria whose scores are comparable as they are;
+- ``weight``: divided by the number of weights of the unit, so that a sum becomes a mean;
+- ``group``: divided by the mean absolute score of the group, so that this is 1 in every group
   (Fang et al., DepGraph, CVPR 2023, arXiv:2301.12900, in its published code).
 
-None of them changes the order within a group whose units own equally many weights.
+None of them changes the order within a group whose units have equally many weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scored:
-    """The scores of a group's units ``[units]``, which of them are left, and what each owns."""
+    """The scores of a group's units ``[units]``, which units are left, and their weight counts."""
 
     scores: "Tensor"
     left: "Tensor"
@@ -35,7 +35,7 @@ def as_they_are(group: Scored) -> "Tensor":
 
 
 def per_weight(group: Scored) -> "Tensor":
-    """Divide by the number of weights that each unit owns."""
+    """Divide by the number of weights of each unit."""
     return group.scores / group.num_weights().clamp(min=1.0)
 
 

@@ -45,9 +45,9 @@ def mean_over_map(maps: Tensor) -> Tensor:
 class Probe:
     """The weights, gradients and activations of a network, for criteria.
 
-    Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
-    without augmentation, or on ``Examples`` as they are. Everything returned is a copy, on the
-    CPU; the network is not changed.
+    Gradients and activations are computed in evaluation mode, on training images drawn by the seed,
+    without augmentation, or on the given ``Examples``. Everything returned is a copy, on the CPU;
+    the network is not changed.
     ``objective`` is the loss whose gradients are taken: the task's unless another is given.
     ``masks`` are those that the network was trained with; ``example`` is one of its inputs.
     """
@@ -68,7 +68,7 @@ class Probe:
         self._example = example
         self._masks = masks or {}
         self._measured: dict[Callable[[Probe], Any], Any] = {}
-        self._groups = groups or {}  # measured together when one of them is asked for
+        self._groups = groups or {}  # measured together when one of them is needed
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._dataset = dataset
         self._seed = seed
@@ -86,7 +86,7 @@ class Probe:
         return known[name].detach().to("cpu", copy=True)
 
     def mask(self, name: str) -> Tensor:
-        """Return which numbers of a parameter its training did not mask, as booleans."""
+        """Return which elements of a parameter the training did not mask, as booleans."""
         whole = torch.ones(self._parameters[name].shape, dtype=torch.bool)
         return self._masks[name].clone() if name in self._masks else whole
 
@@ -95,14 +95,14 @@ class Probe:
         return duplicate(self._model).to("cpu").eval()
 
     def batches(self) -> list[Batch]:
-        """Return the probe's images as a network reads them, with their targets, on the CPU.
+        """Return the probe's batches on the CPU: normalised images, or other inputs, and targets.
 
         Other inputs are a tensor, a tuple of several, or a mapping by name.
         """
         return [(moved(x, "cpu"), moved(targets, "cpu")) for x, targets in self._batches()]
 
     def example(self) -> Any:
-        """Return an input of the network on the CPU: what it was traced with, or of the data."""
+        """Return an input of the network on the CPU: the traced example, or the first batch."""
         if self._example is not None:
             return moved(self._example, "cpu")
         return self.batches()[0][0]
@@ -110,7 +110,7 @@ class Probe:
     def once(self, measure: "Callable[[Probe], Measured]") -> "Measured":
         """Return ``measure(probe)``, computed once for all the groups of a network.
 
-        For criteria that measure the whole network, such as by a loss of their own.
+        For criteria that measure the whole network, for example by a custom loss.
         """
         if measure not in self._measured:
             self._measured[measure] = measure(self)
@@ -120,7 +120,7 @@ class Probe:
     def together(self, group: Group, measure: MeasureGroups) -> Tensor:
         """Return a group's part of ``measure(probe, groups)``, computed once for all groups.
 
-        ``measure`` returns a tensor for each group by its name.
+        ``measure`` returns tensors by the names of the groups.
         """
         known = self._together.setdefault(measure, {})
         if group.name not in known:
@@ -131,7 +131,7 @@ class Probe:
     def gradient(self, name: str, *, objective: Objective | None = None) -> Tensor:
         """Return the gradient of the mean loss over the probe's images, shaped as the parameter.
 
-        Of another loss than the task's where a criterion gives its own ``objective``.
+        ``objective``: another loss than the task's.
         """
         objective = objective or self._objective or self._own_objective()
         if objective not in self._gradients:
@@ -139,9 +139,9 @@ class Probe:
         return self._gradients[objective][name].clone()
 
     def gradients(self, measure: EachGradient, *, objective: Objective | None = None) -> Measures:
-        """Average what is measured on the gradients of each image's own loss, one at a time.
+        """Average over the images what ``measure`` returns for the gradients of each one's loss.
 
-        ``measure`` is given the gradients by parameter, of all parameters that learn.
+        ``measure`` is given the gradients of one image, by parameter, for all trainable parameters.
         """
         objective = objective or self._objective or self._own_objective()
         return mean_over_examples(self._model, self._batches(), objective, measure)
@@ -149,7 +149,7 @@ class Probe:
     def hessian_gradient(self, name: str, *, temperature: float = 1.0) -> Tensor:
         """Return the Hessian of the mean loss times its gradient, shaped as the parameter.
 
-        ``temperature``: what the network's outputs are divided by.
+        The network's outputs are divided by ``temperature``.
         """
         if temperature not in self._products:
             objective = self._objective or self._own_objective()
@@ -159,19 +159,19 @@ class Probe:
         return self._products[temperature][name].clone()
 
     def activation(self, group: Group, *, reduce: Reduce = mean_over_map) -> Tensor:
-        """Return what a group's channels put out, ``[images, units]``: the mean over the map.
+        """Return the outputs of a group's units, averaged over the map: ``[images, units]``.
 
-        Taken after the group's first norm where it has one, else from its first producer, before
-        any nonlinearity. A unit of several channels (a group of a convolution) puts out their sum,
-        single weights nothing of their own: a ``ConfigError``. ``reduce`` makes something else of
-        the maps: ``[images, channels, *map] -> [images, channels]``.
+        Taken after the group's first norm if it has one, else after its first producer, before any
+        nonlinearity. For a unit of several channels (a group of a convolution) they are added up;
+        single weights have no outputs, which is a ``ConfigError``. ``reduce`` replaces the average:
+        ``[images, channels, *map] -> [images, channels]``.
         """
         slot = _output_of(group)
         module = self._model.get_submodule(slot.tensor.rpartition(".")[0])
         parts: list[Tensor] = []
 
         def keep(_module: nn.Module, inputs: Any, output: Tensor) -> None:
-            x = inputs[0] if inputs else output  # a module may be called by name
+            x = inputs[0] if inputs else output  # a module may be called with keywords alone
             parts.append(reduce(_channels_first(module, x, output)).cpu())
 
         batches = self._batches()
@@ -185,18 +185,18 @@ class Probe:
         values = torch.cat(parts)  # [images, channels of the module]
         if values.shape[1] != len(slot.units):
             raise ConfigError(
-                f"Activations score channels, and {group.name!r} is a group of single weights. Use "
-                "unit 'channel', or a criterion of weights and gradients."
+                f"Only channels have activations, and {group.name!r} is a group of single weights. "
+                "Use unit 'channel', or a criterion that uses weights or gradients."
             )
         owned = slot.units >= 0
         result = torch.zeros(len(values), group.size)
         return result.index_add_(1, slot.units[owned], values[:, owned])
 
     def read(self, group: Group, measure: Measure) -> Tensor:
-        """Return the mean of ``measure`` over the values of each unit where they are read.
+        """Return the mean of ``measure`` over each unit's activations where layers read them.
 
-        That is after nonlinearities and pooling, over images and places (or tokens), over the
-        channels of a unit that has several (attention heads, flattened maps), and over all layers
+        That is after nonlinearities and pooling. The mean is over images and positions (or tokens),
+        the channels of a unit that has several (attention heads, flattened maps), and all layers
         that read it. ``measure`` is elementwise, such as ``torch.abs``: ``[samples, channels]`` to
         the same shape.
         """
@@ -204,30 +204,30 @@ class Probe:
         for slot in group.readers():
             found, count = self._read(slot.tensor, measure, group)
             if found.shape != slot.units.shape:
-                continue  # of a grouped convolution, whose weight has no dimension of all inputs
+                continue  # a grouped convolution, whose weight has no dimension of all inputs
             mine = slot.units >= 0
             total.index_add_(0, slot.units[mine], found[mine])
             num.index_add_(0, slot.units[mine], torch.full((int(mine.sum()),), float(count)))
         if not bool(num.all()):
             raise ConfigError(
-                f"No layer reads the units of {group.name!r} ({group.kind}) as they are, so they "
-                "have no activations. Take a criterion of weights or gradients, or leave "
+                f"No layer reads the units of {group.name!r} ({group.kind}) directly, so they "
+                "have no activations. Use a criterion that uses weights or gradients, or leave "
                 f"{group.kind!r} out of the method's scope."
             )
         return total / num
 
     def input_norms(self, name: str) -> Tensor:
-        """Return the L2 norm of each channel that a weight reads, over all samples.
+        """Return the L2 norm over all samples of each input channel of a weight.
 
-        Shaped so that it multiplies the weight, of a convolution alike at all places of a kernel.
+        It broadcasts over the weight; in a convolution it is the same at all kernel positions.
         """
         total, _ = self._read(name, torch.square)
         return along_inputs(total.sqrt(), layer_of(name, self._model), self._parameters[name])
 
     def gram(self, name: str, *, model: nn.Module | None = None) -> Tensor:
-        """Return the mean of x x^T over the rows x that a linear layer's weight reads, in float64.
+        """Return the mean of x x^T over a linear layer's inputs x, ``[channels, channels]``.
 
-        ``[channels, channels]``. Of another network with these layers where ``model`` is given.
+        In float64. ``model``: another network with the same layers, measured instead of this one.
         """
         parts: list[Tensor] = []
         num = 0
@@ -244,9 +244,9 @@ class Probe:
         return parts[0] / num
 
     def _read(self, name: str, measure: Measure, group: Group | None = None) -> tuple[Tensor, int]:
-        """Sum ``measure`` over what a weight reads: ``[channels]``, and the number of rows.
+        """Sum ``measure`` over the inputs of a weight: ``[channels]``, and the number of rows.
 
-        Measured at once for the weights that read (or are) any of the groups.
+        Measured in one run for the weights that read the groups (or produce those that none reads).
         """
         known = self._reads.setdefault(measure, {})
         if name not in known:
@@ -257,16 +257,16 @@ class Probe:
             def see(weight: str, rows: Tensor) -> None:
                 total, num = known.get(weight, (0.0, 0))
                 part = measure(rows).sum(0, dtype=torch.float64).cpu()
-                if num and total.shape != part.shape:  # a table that is looked up as well
+                if num and total.shape != part.shape:  # also an embedding, whose ids do not count
                     total, num = 0.0, 0
                 known[weight] = (total + part, num + len(rows))
 
             def see_ids(weight: str, ids: Tensor) -> None:
-                # A table multiplies rows that are 1 at an id and 0 elsewhere.
+                # An embedding multiplies one-hot rows: 1 at an id and 0 elsewhere.
                 counts = torch.bincount(ids.cpu(), minlength=len(self._parameters[weight])).double()
                 zero, one = measure(torch.tensor([0.0, 1.0])).tolist()
                 total, num = known.get(weight, (0.0, 0))
-                if num and total.shape != counts.shape:  # a product's weight as well, which counts
+                if num and total.shape != counts.shape:  # also a linear layer, whose inputs count
                     return
                 part = counts * one + (len(ids) - counts) * zero
                 known[weight] = (total + part, num + len(ids))
@@ -279,9 +279,10 @@ class Probe:
         return total.float(), num
 
     def contributions(self, group: Group) -> Tensor:
-        """Return what each unit adds to outputs of the layers that read it: ``[samples, units]``.
+        """Return each unit's contribution to outputs of the layers that read it.
 
-        A row sums to one output, without its bias, at one place of one image.
+        ``[samples, units]``: a row sums to one output, without its bias, at one position of one
+        image.
         """
         if group.name not in self._contributions:
             together = self._groups.values() if group.name in self._groups else [group]
@@ -295,20 +296,20 @@ class Probe:
     ) -> dict[str, Tensor]:
         """Sample layers by the names of their weights: see ``reconstruct.observe``.
 
-        Another network of this one's layers (one that was cut) is sampled on the same images and at
-        the same places.
+        ``model``: another network with the same layers (such as the cut one), sampled on the same
+        images at the same positions.
         """
         images = (x for x, _ in self._batches())
         return observe(model or self._model, readers, images, keep=keep, seed=self._seed)
 
     def random(self, group: Group) -> Tensor:
-        """Return uniform numbers ``[units]`` that depend on the seed and the group's name alone."""
+        """Return uniform random numbers ``[units]``, from the seed and the group's name alone."""
         return torch.rand(group.size, generator=seeded(self._seed, "random-score", group.name))
 
     def _data(self) -> Dataset | Examples:
         if self._dataset is None:
             raise ConfigError(
-                "This criterion looks at gradients or activations, so it needs data: give "
+                "This criterion uses gradients or activations, so it needs data: give "
                 "select(..., dataset=...), a data set or batches; on the command line, --data; "
                 "in a study with a 'train' function, 'examples'."
             )
@@ -339,14 +340,14 @@ class Probe:
 
 
 def _plain(inputs: Any) -> Any:
-    """Return inputs by name as an ordinary mapping, which a network is called with."""
+    """Return inputs by name as a dict, as a network is called with; others unchanged."""
     return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
 def _output_of(group: Group) -> Slot:
-    """Return where a group's units lie in the output of its first norm, or of a producer.
+    """Return the slot whose layer outputs a group's units: its first norm, else a producer.
 
-    A parameter that is no layer's (a class token) puts out nothing that could be seen.
+    Parameters outside of layers (a class token) come last, because their output cannot be observed.
     """
     norms = [
         slot
@@ -357,7 +358,7 @@ def _output_of(group: Group) -> Slot:
     return (*norms, *layers, *group.producers())[0]
 
 
-# Layers that write [N, channels, *map]; others, norms of one's own too, put channels last.
+# Layers that output [N, channels, *map]; others, including custom norms, put channels last.
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
@@ -366,10 +367,10 @@ _CHANNELS_FIRST = (
 
 
 def _channels_first(module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-    """Write what a module makes of ``x`` as ``[N, channels, *map]``."""
+    """Return a module's output for ``x`` as ``[N, channels, *map]``."""
     channels = 1 if isinstance(module, _CHANNELS_FIRST) else -1
     if isinstance(module, nn.LayerNorm):
-        # One of maps with a forward of its own (torchvision's LayerNorm2d) may leave them in front.
+        # A subclass with its own forward (torchvision's LayerNorm2d) may keep channels first.
         shape = module.normalized_shape
         channels = -len(shape)
         if type(module).forward is not nn.LayerNorm.forward and output.dim() == 4:
@@ -382,13 +383,13 @@ def _channels_first(module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
 
 def _unread(name: str) -> str:
     return (
-        f"Cannot see what {name!r} reads: the network never multiplies by it as it is. Use a "
-        "criterion that looks at weights alone, or leave the layer out of the method's scope."
+        f"Cannot observe the inputs of {name!r}: the network never multiplies by it directly. Use "
+        "a criterion that uses weights alone, or leave the layer out of the method's scope."
     )
 
 
 def along_inputs(values: Tensor, layer: nn.Module, weight: Tensor) -> Tensor:
-    """Lay a value for each channel that a layer reads along its weight, so that they multiply."""
+    """Reshape one value per input channel of a layer so that it broadcasts over the weight."""
     if not isinstance(layer, nn.modules.conv._ConvNd):
         dim = next(d for d in reversed(range(weight.dim())) if weight.shape[d] == len(values))
         return values.view([-1 if d == dim else 1 for d in range(weight.dim())])

@@ -1,8 +1,8 @@
-"""Reconstruct what the next layers compute: sample what they read, and solve their weights anew.
+"""Reconstruct the outputs of the next layers: sample their inputs, and refit their weights.
 
 A *reader* is a convolution or a linear layer that reads the channels of a group. Its output is a
-sum over the channels that it reads, so a method can ask what each channel contributes, and, once
-channels are cut, which weights on those that stay come closest to the old output.
+sum over the channels that it reads, so a method can measure the contribution of each channel and,
+once channels are cut, find the weights on the remaining ones that come closest to the old output.
 """
 
 import math
@@ -19,10 +19,10 @@ from regrow.surgery import Group, Trace, kept_positions
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import call, evaluating
 
-# Places in the map of each image, as in Luo et al. and in He et al.; all of them in smaller maps.
+# Positions sampled in each image's map, as in Luo et al. and He et al.; all in smaller maps.
 PLACES = 10
-# Share of the mean square of a reader's inputs, which keeps the equations solvable where inputs are
-# copies of each other or always zero, and weights near the old ones where images are too few.
+# Ridge penalty, relative to the mean square of a reader's inputs: it keeps the equations solvable
+# if inputs are duplicates or always zero, and the weights near the old ones if images are too few.
 RIDGE = 1e-3
 
 Keep = Callable[[str, Tensor, Tensor], Tensor]
@@ -35,7 +35,7 @@ class Observer(Protocol):
     def observe(
         self, readers: Iterable[str], keep: Keep, *, model: nn.Module | None = None
     ) -> dict[str, Tensor]:
-        """Sample readers of the probe's network or, on the same images and places, of another."""
+        """Sample readers of the probe's network, or of ``model`` on the same images and places."""
 
 
 def observe(
@@ -46,22 +46,22 @@ def observe(
     keep: Keep,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Run a network in evaluation mode and keep something of what its readers see at some places.
+    """Run a network in evaluation mode and sample inputs and outputs of its readers at some places.
 
     Args:
-        model: any network; it is left as it was.
+        model: any network; it is left unchanged.
         readers: names of weights, such as ``features.conv2.weight``.
         batches: inputs of the network.
         keep: given a reader's name, its inputs at the sampled places ``[N, places, channels,
-            kernel]`` (zeros where the padding is) and its outputs there without the bias
-            ``[N, places, outputs]``, returns what to keep, joined over the batches.
-        seed: decides the places, together with the reader's name.
+            kernel]`` (zeros in the padding) and its outputs there without the bias
+            ``[N, places, outputs]``, returns what to keep, which is concatenated over the batches.
+        seed: determines the places (positions in the map), together with the reader's name.
 
     Returns:
         What was kept, on the CPU, by reader in the order of computation.
 
     Raises:
-        ConfigError: a reader is neither a plain convolution nor a linear layer, or does not run.
+        ConfigError: a reader is neither a plain convolution nor a linear layer, or is never called.
     """
     wanted = list(readers)
     observed: dict[str, list[Tensor]] = {}
@@ -87,8 +87,8 @@ def observe(
     for name in wanted:
         if name not in observed:
             raise ConfigError(
-                f"Cannot sample what {name!r} reads: its module is never called, so the network "
-                "uses the weight in some other way. Use a method that looks at weights alone."
+                f"Cannot sample the inputs of {name!r}: its module is never called, so the network "
+                "uses the weight in some other way. Use a method that uses weights alone."
             )
     return {name: torch.cat(parts) for name, parts in observed.items()}
 
@@ -100,12 +100,12 @@ def _module_of(model: nn.Module, weight: str) -> nn.Linear | nn.modules.conv._Co
         if isinstance(module, nn.Linear):
             return module
         if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-            assert module.groups == 1  # else inputs and outputs are one unit, and it reads none
+            assert module.groups == 1  # else inputs and outputs form one unit, and it is no reader
             return module
     raise ConfigError(
-        f"Cannot sample what {weight!r} reads: {type(module).__name__} is neither a convolution "
-        "nor a linear layer. Use a method that looks at weights alone, or leave the layer before "
-        "it out of the method's scope."
+        f"Cannot sample the inputs of {weight!r}: {type(module).__name__} is neither a convolution "
+        "nor a linear layer. Use a method that uses weights alone, or leave the layer before it "
+        "out of the method's scope."
     )
 
 
@@ -129,18 +129,18 @@ def _at_places(
 
 
 def _draw_places(num_images: int, num_places: int, generator: torch.Generator) -> Tensor:
-    """Draw places without repetition for each image: ``[N, places]``."""
+    """Draw places for each image, without replacement: ``[N, places]``."""
     drawn = torch.rand(num_images, num_places, generator=generator)
     return drawn.topk(min(PLACES, num_places), dim=1).indices
 
 
 def _pick(values: Tensor, places: Tensor) -> Tensor:
-    """Pick ``[N, all places, features] -> [N, places, features]``."""
+    """Gather the drawn places: ``[N, all places, features] -> [N, places, features]``."""
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _patches(conv: nn.modules.conv._ConvNd, x: Tensor, at: Sequence[Tensor]) -> Tensor:
-    """Cut out what the kernel sees at each place ``([N, places], ...)`` of the output map."""
+    """Return the input patches at places ``([N, places], ...)`` of the output map."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padded = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
     steps = [torch.arange(k) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
@@ -157,15 +157,15 @@ def _patches(conv: nn.modules.conv._ConvNd, x: Tensor, at: Sequence[Tensor]) -> 
 def contributions(
     model: nn.Module, groups: Iterable[Group], batches: Iterable[Any], *, seed: int
 ) -> dict[str, Tensor]:
-    """Measure what each unit adds to outputs of its readers: by group, ``[samples, units]``.
+    """Measure each unit's contributions to outputs of its readers: by group, ``[samples, units]``.
 
-    A sample is an image, one of ``PLACES`` places of a reader's map, and an output of the reader;
-    where the map has fewer places, several outputs are drawn at each. A row sums to that output
-    without its bias (and without what channels outside the group add to it). Samples of several
-    readers follow one another.
+    A sample is an image, one of ``PLACES`` positions in a reader's map, and one output of the
+    reader; if the map has fewer positions, several outputs are drawn at each. A row sums to that
+    output without its bias (and without the contributions of channels outside the group). The
+    samples of several readers are concatenated.
 
     Raises:
-        ConfigError: nothing reads a group, or something that cannot be sampled.
+        ConfigError: no layer reads a group, or a layer that cannot be sampled does.
     """
     parts: dict[str, list[tuple[Group, Tensor]]] = {}
     for group in groups:
@@ -196,10 +196,10 @@ def contributions(
 def _contributions(
     weight: Tensor, inputs: Tensor, outputs: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Split drawn outputs into what each input channel adds to them: ``[samples, channels]``.
+    """Split drawn outputs into the contributions of the input channels: ``[samples, channels]``.
 
-    An output is drawn by its rank among all outputs of its place, which makes each as likely as
-    the other and the draw independent of the order of the layer's filters.
+    An output is drawn by its rank among all outputs at its place, so that all are equally likely
+    and the draw does not depend on the order of the layer's filters.
     """
     num_outputs = outputs.shape[2]
     num_draws = min(math.ceil(PLACES / inputs.shape[1]), num_outputs)
@@ -210,7 +210,7 @@ def _contributions(
 
 
 def _by_unit(rows: Tensor, units: Tensor, size: int) -> Tensor:
-    """Add up a reader's input positions by unit: ``[samples, positions] -> [samples, size]``."""
+    """Add up a reader's input channels by unit: ``[samples, channels] -> [samples, size]``."""
     owned = (units >= 0).to(rows.device)
     total = rows.new_zeros(len(rows), size)
     return total.index_add_(1, units.to(rows.device)[owned], rows[:, owned])
@@ -219,25 +219,25 @@ def _by_unit(rows: Tensor, units: Tensor, size: int) -> Tensor:
 def reconstruct_(
     small: nn.Module, mask: Mask, trace: Trace, *, observer: Observer, solve: Solve
 ) -> None:
-    """Give readers that lost inputs the weights that come closest to the uncut network's outputs.
+    """Refit readers that lost inputs to the uncut network's outputs, in place.
 
-    The readers follow in the order of computation, and each takes its inputs from the network as
-    it is by then, so that it makes up for the errors before it as well (He et al., section 3.3).
-    Biases and norms stay.
+    Readers are processed in the order of computation, and each takes its inputs from the network as
+    repaired so far, so that it also compensates for the errors before it (He et al., section 3.3).
+    Biases and norms are left unchanged.
 
     Args:
         small: the cut network; its weights are changed in place.
         mask: what was cut.
         trace: of the uncut network.
         observer: samples readers of the uncut network, or of ``small``, at the same places.
-        solve: from weights ``[outputs, channels, kernel]``, inputs ``[samples, channels, kernel]``
-            and outputs to reproduce ``[samples, outputs]`` to new weights.
+        solve: (weights ``[outputs, channels, kernel]``, inputs ``[samples, channels, kernel]``,
+            outputs to reproduce ``[samples, outputs]``) -> new weights.
     """
     stays = kept_positions(mask, trace)
     readers = _cut_readers(mask, trace, stays)
 
     def keep_outputs(name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
-        rows = stays.get((name, 0))  # those of its own filters that stay
+        rows = stays.get((name, 0))  # its own filters that stay
         kept = outputs if rows is None else outputs[..., rows.to(outputs.device)]
         return kept.flatten(0, 1)
 
@@ -261,7 +261,7 @@ def _cut_readers(
 
 
 def least_squares(weight: Tensor, inputs: Tensor, target: Tensor) -> Tensor:
-    """Solve for all weights: those nearest to the old ones with the least squared error.
+    """Solve for all weights by least squares, with a ridge towards the old weights.
 
     Minimises |target - inputs x weights|^2 + ridge |weights - old|^2, so the error is never larger
     than that of the old weights. Shapes as in ``reconstruct_``.
@@ -272,7 +272,7 @@ def least_squares(weight: Tensor, inputs: Tensor, target: Tensor) -> Tensor:
     ridge = _ridge(x.square().sum() / features)
     if num >= features:
         step = _solve(x.T @ x, x.T @ residual, ridge)
-    else:  # the same by the smaller of the two systems
+    else:  # the same solution, from the smaller of the two systems
         step = x.T @ _solve(x @ x.T, residual, ridge)
     return (old + step.T).reshape(weight.shape).to(weight)
 
@@ -280,12 +280,12 @@ def least_squares(weight: Tensor, inputs: Tensor, target: Tensor) -> Tensor:
 def rescale(weight: Tensor, inputs: Tensor, target: Tensor) -> Tensor:
     """Solve for one factor for each input channel, shared by all outputs.
 
-    Likewise with a ridge, which pulls the factors towards 1. Shapes as in ``reconstruct_``.
+    The ridge pulls the factors towards 1. Shapes as in ``reconstruct_``.
     """
     _, channels, kernel = weight.shape
     x, old = inputs.double().flatten(1), weight.double().flatten(1)
     residual = target.double() - x @ old.T
-    # Summed over samples and outputs, products of contributions part into inputs and weights.
+    # Summed over samples and outputs, products of contributions factor into inputs and weights.
     gram = ((x.T @ x) * (old.T @ old)).reshape(channels, kernel, channels, kernel).sum((1, 3))
     right = ((x.T @ residual) * old.T).sum(1).reshape(channels, kernel).sum(1)
     step = _solve(gram, right[:, None], _ridge(gram.diagonal().mean()))  # [channels, 1]
@@ -293,7 +293,7 @@ def rescale(weight: Tensor, inputs: Tensor, target: Tensor) -> Tensor:
 
 
 def _ridge(mean_square: Tensor) -> float:
-    return max(RIDGE * float(mean_square), 1e-30)  # inputs that are all zero change nothing
+    return max(RIDGE * float(mean_square), 1e-30)  # above zero, in case all inputs are zero
 
 
 def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Choose which units stay: the groups in a method's scope, their scores, and ``select``."""
+"""Choose which units to keep: the groups in a method's scope, their scores, and ``select``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +42,7 @@ def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str,
     """Return the groups that a method prunes in a network, in the order of computation.
 
     Raises:
-        TraceError: there are none, or weights to be held at zero are computed from others.
+        TraceError: there are none, or a weight to be held at zero is computed from others.
     """
     groups = UNITS.get(method.unit).groups(model, trace, method.scope)
     if not groups:
@@ -63,7 +63,7 @@ def left_out(
 
 
 def _nothing(trace: Trace, method: Method) -> str:
-    """Word the error for a network of which a method can prune nothing: what holds all of it."""
+    """Return the error message for a network in which a method can prune nothing, with reasons."""
     of_all = {*method.scope} == {*ALL}
     kinds = SCOPES["all"] if of_all else listed([SCOPES[kind] for kind in method.scope])
     scope = "all" if of_all else ", ".join(method.scope)
@@ -75,7 +75,7 @@ def _nothing(trace: Trace, method: Method) -> str:
     left_out_groups = left_out(trace, method)
     if left_out_groups:
         groups = _by_reason(left_out_groups)
-        message += f" Its groups: {groups}. Give the method a scope that has them: all."
+        message += f" Its groups: {groups}. Give the method a scope that includes them: all."
     if trace.whole:
         message += f" Kept whole: {_by_reason(trace.whole)}."
     return message
@@ -158,7 +158,7 @@ def select(
 def refined(
     method: Method, layers: Layers, mask: Mask, probe: Callable[[nn.Module], Probe]
 ) -> Mask:
-    """Let a method choose anew within each layer, if it does; else return the mask."""
+    """Apply a method's ``choice`` within each layer if it has one; else return the mask."""
     if method.choice is None:
         return mask
     choose, allocate = CHOICES.get(method.choice), ALLOCATIONS.get(method.allocation)
@@ -172,7 +172,7 @@ def _examples(
 ) -> Dataset | Examples | None:
     if data is None or isinstance(data, Dataset | Examples):
         if loss is not None:
-            raise ConfigError("A 'loss' is for batches; a data set has that of its task.")
+            raise ConfigError("A 'loss' is for batches; a data set uses that of its task.")
         return data
     return examples_of(data, model, num=num, loss=loss)
 
@@ -186,7 +186,7 @@ def _prober(
 def scores_of(
     method: Method, groups: Mapping[str, Group], probe: Probe, within: Mask | None
 ) -> dict[str, Tensor]:
-    """Score groups by a method's criterion, on the scale that its normalisation gives."""
+    """Score groups by a method's criterion, and normalise the scores."""
     score, normalise = CRITERIA.get(method.criterion), NORMALISATIONS[method.normalise or UNCHANGED]
     left = _left(groups, within)
     return {
@@ -216,7 +216,7 @@ def _left(groups: Mapping[str, Group], within: Mask | None) -> dict[str, Tensor]
 def _chosen(
     method: Method, layers: Layers, amount: float | CostShare, fraction: float = 1.0
 ) -> Mask:
-    """Choose what stays at an amount, or at a fraction of the way to it."""
+    """Choose the units to keep at an amount, or at a fraction of the way to it."""
     if isinstance(amount, CostShare):
         target = replace(amount, share=amount.share**fraction)
         return _decided(method, layers, reach(layers, partial(allocated, method), target))
@@ -225,7 +225,7 @@ def _chosen(
 
 
 def left_by(mask: Mask, model: nn.Module, trace: Trace) -> nn.Module:
-    """Return a copy of a network in which what a mask removes is zero."""
+    """Return a copy of a network in which the units that a mask removes are zero."""
     if not UNITS.get(mask.unit).masked:
         return silence(model, mask, trace)
     left = duplicate(model)
@@ -243,7 +243,7 @@ def _amount(
     rounds: int,
     groups: Mapping[str, Group],
 ) -> float | CostShare:
-    """Return how much is to go, where it is not given by shares or a pattern (then 0)."""
+    """Return the sparsity or cost share; 0 if shares or a pattern are given instead."""
     _check_rounds(rounds, groups)
     known = {"sparsity": sparsity, "shares": shares, "pattern": pattern}
     amounts = [*(name for name, value in known.items() if value is not None), *costs]
@@ -261,7 +261,7 @@ def _amount(
 
 
 def _check_rounds(rounds: int, groups: Mapping[str, Group]) -> None:
-    """Refuse more rounds than there are units, which would remove nothing in most of them."""
+    """Refuse more rounds than there are units: some would remove nothing."""
     num = sum(group.size for group in groups.values())
     if rounds > max(num, 1):
         raise ConfigError(
@@ -280,7 +280,7 @@ def layers_of(
     device: str = "cpu",
     multiple_of: int = 1,
 ) -> Layers:
-    """Return the layers that a method prunes; without scores, the first units come first."""
+    """Return the layers that a method prunes; without scores, the first units rank highest."""
     groups = groups_in_scope(model, trace, method)
     if scores is None:
         scores = {name: -torch.arange(group.size).float() for name, group in groups.items()}
@@ -297,7 +297,7 @@ def layers_of(
 
 
 def allocated(method: Method, layers: Layers, sparsity: float) -> dict[str, Tensor]:
-    """Return what a method's allocation keeps at a sparsity, checked."""
+    """Return the units that a method's allocation keeps at a sparsity, checked."""
     allocate = ALLOCATIONS.get(method.allocation)
     if allocate.sparsity is not None and sparsity != allocate.sparsity:
         raise ConfigError(
@@ -310,19 +310,19 @@ def allocated(method: Method, layers: Layers, sparsity: float) -> dict[str, Tens
 
 
 def _by_shares(method: Method, layers: Layers, shares: Sequence[float]) -> Mask:
-    """Keep the best of each group, given the share of each that goes."""
+    """Keep the highest scores of each group, given the removed share of each."""
     if len(shares) != len(layers):
         raise ConfigError(
             f"{method.name}: expected a share for each of the network's {len(layers)} groups. "
             f"Got {len(shares)}."
         )
     mask = layers.mask(allocate_shares(layers, [checked_share(method, share) for share in shares]))
-    are_single = all(len(layers[name]) <= 1 for name in layers)  # the shares alone say which go
+    are_single = all(len(layers[name]) <= 1 for name in layers)  # the shares alone decide
     return mask if are_single else _decided(method, layers, mask)
 
 
 def _by_pattern(method: Method, layers: Layers, pattern: Pattern) -> Mask:
-    """Allocate within each part of each group, as much as a pattern kept there."""
+    """Allocate within each part of each group, at the share that a pattern kept there."""
     shapes = {name: layers.shape(name) for name in layers}
     parts = lay(pattern, stages_of(layers.network, layers.trace), shapes)
     kept = {name: _in_parts(method, layers, name, parts[name]) for name in layers}
@@ -330,7 +330,7 @@ def _by_pattern(method: Method, layers: Layers, pattern: Pattern) -> Mask:
 
 
 def _in_parts(method: Method, layers: Layers, name: str, parts: Sequence[Part]) -> Tensor:
-    """Allocate within each part of one group; returns which of the units that are left stay."""
+    """Allocate within each part of one group; return which of its remaining units stay."""
     left = layers.left[name]
     kept = torch.zeros_like(left)
     for part in parts:
@@ -355,21 +355,21 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
 
 
 def _decided(method: Method, layers: Layers, mask: Mask) -> Mask:
-    """Return a choice; refuse one that no score decides, but the order of the units."""
+    """Return a choice; refuse one that was decided by the order of units with tied scores."""
     if method.choice is None and _is_tied(layers, mask):
         raise TiedScores(
             f"The criterion {method.criterion!r} gives all units of each group the same score, so "
-            "it does not tell which of them to remove. It may measure what this network does not "
-            "have, such as the scales or masks that a training leaves. Choose another criterion "
-            "('random' removes any units)."
+            "it cannot decide which of them to remove. It may measure something that this network "
+            "does not have, such as the scales or masks that a training leaves. Choose another "
+            "criterion ('random' removes any units)."
         )
     return mask
 
 
 def _is_tied(layers: Layers, mask: Mask) -> bool:
-    """Tell whether all units of each group score the same, and some of a group go, others stay.
+    """Return whether scores are equal within every group, and a mask removes part of a group.
 
-    Where each group is a single unit, as blocks are, the groups are compared.
+    If each group is a single unit, as blocks are, the groups are compared.
     """
     scores = [layers[name] for name in layers]
     if all(len(score) <= 1 for score in scores):

@@ -1,8 +1,8 @@
-"""Patterns of pruned networks, stage by stage: to compare, and to build other networks by.
+"""Patterns of pruned networks, stage by stage: to compare them, and to build other networks.
 
 A stage is the layers whose feature maps have one size. ``stages_of`` finds them; ``pattern_of``
-averages over masks (those of several seeds) what each stage kept; ``lay`` turns such a pattern into
-what each layer of another network is to keep, which is what ``select(..., pattern=...)`` does.
+averages what each stage kept over masks (of several seeds); ``lay`` turns such a pattern into what
+each layer of another network keeps, for ``select(..., pattern=...)``.
 
     found = trace(model, shape)
     pattern = pattern_of(masks, stages_of(model, found))  # pattern.shares: (0.97, 1.0, ...)
@@ -27,13 +27,13 @@ Kernel = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """The kept share of the units in each stage, as counted or averaged.
+    """The kept share of the units in each stage, of one network or averaged over several.
 
     Attributes:
-        unit: what was counted.
+        unit: the unit that was counted.
         shares: of each stage, in the order of computation; 1 where no unit could be pruned.
-        kernels: of weights, for each stage: the size of a kernel as text (``3x3``) to the share
-            that is kept at each position, rows first, over all kernels of that size.
+        kernels: for weights, one mapping per stage: kernel size as text (``3x3``) -> the share kept
+            at each position, row by row, over all kernels of that size.
     """
 
     unit: str
@@ -57,11 +57,11 @@ class Pattern:
         return len(self.shares)
 
     def kernel(self, stage: int, size: str = "3x3") -> Kernel | None:
-        """Return the shares at each position of a stage's kernels; None if it has none so large."""
+        """Return the shares at each position of a stage's kernels; None if it has no such size."""
         return self.kernels[stage].get(size) if self.kernels else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the pattern as JSON values."""
         value: dict[str, Any] = {"unit": self.unit, "shares": list(self.shares)}
         if self.kernels:
             value["kernels"] = [
@@ -88,7 +88,7 @@ class Pattern:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
-    """Units of one group that are pruned alike: ``[group's units]`` booleans, and how much."""
+    """Units of one group that share a sparsity; ``units``: booleans over the group's units."""
 
     units: Tensor
     sparsity: float
@@ -101,17 +101,17 @@ def stages_of(model: nn.Module, trace: Trace) -> dict[str, int]:
     """Number the stages of a network from 0, in the order of computation.
 
     A stage is the layers whose feature maps have the same size. The layers of a residual block
-    belong to the stage of the block's output: the first block of a stage halves the map half-way.
-    Groups that no convolution uses have no stage: hidden linear layers, and the selection of a
-    last norm that only the classifier reads. (The paper's Table 18 adds up only without that norm.)
+    belong to the stage of the block's output: the first block of a stage halves the map midway.
+    Groups that no convolution uses have no stage: hidden linear layers, and the view of a last norm
+    that only the classifier reads. (The paper's Table 18 adds up only without that norm.)
 
     Args:
         model: the network.
-        found: its trace.
+        trace: its trace.
 
     Returns:
-        The stage of each group of channels and of each convolution's weight, by name: masks of
-        every unit but ``block`` name those.
+        The stage of each group of channels and of each convolution's weight, by name: the names in
+        masks of every unit but ``block``.
     """
     sizes = _map_sizes(model, trace.example)
     convs = {name for name in sizes if isinstance(model.get_submodule(name), _Conv)}
@@ -136,7 +136,7 @@ _Norm = nn.modules.batchnorm._BatchNorm
 
 
 def _is_convolved(group: Group, convs: Iterable[str]) -> bool:
-    """Tell whether a convolution makes a group's channels or, for a view, reads them."""
+    """Return whether a convolution produces a group's channels or, for a view, reads them."""
     slots = group.readers() if group.kind == "view" else group.producers()
     return any(slot.tensor.rpartition(".")[0] in convs for slot in slots)
 
@@ -148,7 +148,7 @@ def _has_map(module: nn.Module) -> bool:
 def _map_sizes(model: nn.Module, example: Any) -> dict[str, tuple[int, ...]]:
     """Return the map size at each convolution and norm, in the order of computation.
 
-    That of a layer in a residual block is the size of what leaves the block.
+    For a layer in a residual block it is the size of the block's output.
     """
     names = {module: name for name, module in model.named_modules()}
     sizes: dict[str, tuple[int, ...]] = {}
@@ -175,10 +175,10 @@ def _map_sizes(model: nn.Module, example: Any) -> dict[str, tuple[int, ...]]:
 def pattern_of(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
     """Average masks of one network by stage; masks of weights also by kernel position.
 
-    All kernels of one size in the layers of a stage are one pool, as in the paper's Figure 4.
+    All kernels of one size in the layers of a stage are pooled, as in the paper's Figure 4.
 
     Args:
-        masks: all over channels, filters or weights; one for each seed.
+        masks: all of channels, all of filters or all of weights; one for each seed.
         stages: of that network; groups without a stage are left out.
 
     Raises:
@@ -188,8 +188,8 @@ def pattern_of(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
     staged = any(name in stages for mask in masks for name in mask.kept)
     if len(units) != 1 or not staged:
         raise ConfigError(
-            "A pattern is an average over one mask or more, all over channels, all over filters or "
-            f"all over weights. Got {' and '.join(f'{unit}s' for unit in units) or 'no mask'}."
+            "A pattern is an average over one mask or more, all of channels, all of filters or "
+            f"all of weights. Got {' and '.join(f'{unit}s' for unit in units) or 'no mask'}."
         )
     (unit,) = units
     kernels = _kernels(masks, stages) if UNITS.get(unit).unstructured else ()
@@ -225,12 +225,11 @@ def _kernels(masks: Sequence[Mask], stages: Mapping[str, int]) -> tuple[dict[str
 def lay(
     pattern: Pattern, stages: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[Part, ...]]:
-    """Say what each group of a network is to lose, if it is to look like a pattern.
+    """Return how much each part of each group of a network loses to match a pattern.
 
-    Channels: a group keeps round(its stage's share x its width), half rounded up. Weights: a
-    kernel's position is kept as often as it was in the stage, and in kernels of a size that the
-    stage of the pattern does not have, as often as any of its weights. A group without a stage
-    stays whole.
+    Channels: a group keeps round(its stage's share x its width), half rounded up. Weights: each
+    kernel position keeps the share that the stage kept there; in kernels of a size that the
+    pattern's stage does not have, all keep the stage's share. A group without a stage stays whole.
 
     Args:
         pattern: of any network; its stages are matched by their order.
@@ -242,9 +241,9 @@ def lay(
     """
     if pattern.num_stages != _num_stages(stages):
         raise ConfigError(
-            f"A pattern of {pattern.num_stages} stages cannot be laid over a network of "
+            f"A pattern of {pattern.num_stages} stages cannot be applied to a network of "
             f"{_num_stages(stages)}. A stage is the layers with one size of feature map, and "
-            "stages are matched in their order: take the pattern from a network with as many."
+            "stages are matched in order: take the pattern from a network with as many."
         )
     return {name: _parts(pattern, stages.get(name), tuple(shape)) for name, shape in shapes.items()}
 
@@ -272,7 +271,7 @@ def _num_stages(stages: Mapping[str, int]) -> int:
 
 
 def _size(shape: Sequence[int]) -> str:
-    """Write the size of a convolution's kernel, of the shape of its weight."""
+    """Return a convolution's kernel size as text, from the shape of its weight."""
     return "x".join(str(extent) for extent in shape[2:])
 
 

@@ -1,8 +1,8 @@
-"""The costs that can be asked for, and the search for a pruning that meets one.
+"""The built-in cost targets, and the search for a pruning that meets one.
 
-The method's own allocation is searched for the least sparsity that meets the target. Where that
-takes several units at once (a uniform allocation takes one of every layer), those that rank lowest
-in their layer go first, until the target is met.
+The search finds the lowest sparsity of the method's own allocation that meets the target. Where one
+step removes several units at once (a uniform allocation removes one of every layer), those that
+rank highest in their layers are restored as far as the target allows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,29 +21,29 @@ from regrow.pruning.layers import Layers, Pruned
 from regrow.surgery import Trace
 from regrow.surgery.mask import Mask
 
-LARGEST = 1.0 - 1e-12  # of sparsities
-CLOSE = 1e-4  # of the unpruned network's cost: then the search ends
-TOLERANCE = 0.005  # what is missed by more is filled with single units out of turn
+LARGEST = 1.0 - 1e-12  # sparsity
+CLOSE = 1e-4  # share of the unpruned network's cost: how close the search comes
+TOLERANCE = 0.005  # further from the target than this, units are restored out of order too
 TIMED_TOLERANCE, TIMED_STEPS = 0.01, 12
-MOST_TRIES = 600  # of single units
-BROKEN = -1.0  # the share of a network that cannot be cut so far: the search takes less of it
+MOST_TRIES = 600  # of restoring single units
+BROKEN = -1.0  # share of a network that cannot be cut this far, so that the search removes less
 
 
 @cost_target("macs")
 def macs(pruned: Pruned, unpruned: Pruned) -> Measured:
-    """Multiply-accumulates of one example; weights held at zero count nothing."""
+    """Multiply-accumulates of one example; weights held at zero do not count."""
     return Measured(pruned.macs / max(unpruned.macs, 1))
 
 
 @cost_target("parameters")
 def parameters(pruned: Pruned, unpruned: Pruned) -> Measured:
-    """Parameters of the network; those held at zero count nothing."""
+    """Parameters of the network; those held at zero do not count."""
     return Measured(pruned.parameters / max(unpruned.parameters, 1))
 
 
 @cost_target("latency", timed=True)
 def latency(pruned: Pruned, unpruned: Pruned) -> Measured:
-    """Seconds for a batch of 32 on this machine, which the record names."""
+    """Seconds for a batch of 32 on this machine; the record names the machine."""
     example = unpruned.trace.example
     networks = (pruned.small, unpruned.small)
     short, long = latencies(*networks, example=example, device=pruned.device)
@@ -59,22 +59,22 @@ def measure_cost(
     return cost.target.function(pruned, replace(pruned, mask=None))
 
 
-NOTABLE = 0.05  # of a network's parameters: less that is kept whole is not what holds a target up
+NOTABLE = 0.05  # share of the parameters: less kept whole does not explain a missed target
 
 Allocate = Callable[[float], Mapping[str, Tensor]]
 
 
 def reach(layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostShare) -> Mask:
-    """Choose what stays by an allocation, so that a network costs at most a share.
+    """Choose the units to keep by an allocation, so that the network costs at most a share.
 
     Raises:
-        ConfigError: no sparsity does; the message says what can be reached.
+        ConfigError: no sparsity reaches the share; the message says which can be reached.
     """
     layers = check_reachable(layers, allocate, cost)
     search = _timed if cost.target.timed else _counted
     mask = search(_Choices(layers, partial(allocate, layers), cost))
     counts_agree = layers.counts is None or _agree(layers, mask)
-    if not cost.target.timed and not counts_agree:  # a network that multiplies past its layers
+    if not cost.target.timed and not counts_agree:  # weights are used outside of their layers
         slow = replace(layers, quick=False)
         mask = _counted(_Choices(slow, partial(allocate, slow), cost))
     return mask
@@ -83,11 +83,11 @@ def reach(layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostSh
 def check_reachable(
     layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostShare
 ) -> Layers:
-    """Raise a ``ConfigError`` if a method that removes all it may still leaves too much.
+    """Raise a ``ConfigError`` if removing all that a method may remove still leaves too much.
 
     Returns:
-        The layers, which count by cutting where it takes that to see that the cost is in reach: in
-        networks whose products are not of parameters as they are (standardised weights).
+        The layers. They count costs on the cut network if only that shows the cost to be in reach,
+        as in networks that multiply by computed weights (such as standardised ones).
     """
     if cost.target.timed:
         if UNITS.get(layers.unit).masked:
@@ -106,7 +106,7 @@ def _out_of_reach(layers: Layers, cost: CostShare, least: float) -> str:
     has_other_groups = bool(layers.trace.groups.keys() - layers.groups.keys())
     wider = ", or widen the method's 'scope'" if has_other_groups else ""
     return (
-        f"{cost.label} cannot be reached: with all removed that the method may remove "
+        f"{cost.label} cannot be reached: with everything removed that the method may remove "
         f"({layers.num_units:,} {layers.unit}s in {len(layers)} groups, of which some stay so "
         f"that no layer is empty), {least:.3f} of the unpruned network's {cost.name} is left. Ask "
         f"for a share from {least:.3f} to 1{wider}.{_kept_whole(layers)}"
@@ -114,7 +114,7 @@ def _out_of_reach(layers: Layers, cost: CostShare, least: float) -> str:
 
 
 def _kept_whole(layers: Layers) -> str:
-    """Word what is kept whole of a network, if it is much."""
+    """Return a sentence on the parameters that are kept whole, if they are many."""
     total = sum(parameter.numel() for parameter in layers.network.parameters())
     reasons = {why: num / total for why, num in layers.trace.reasons(layers.network).items() if num}
     if sum(reasons.values()) < NOTABLE:
@@ -124,7 +124,7 @@ def _kept_whole(layers: Layers) -> str:
 
 
 def _agree(layers: Layers, mask: Mask) -> bool:
-    """Tell whether the costs counted without cutting are those of the cut network."""
+    """Return whether the costs counted without cutting are those of the cut network."""
     quick = replace(layers.unpruned, mask=mask)
     exact = replace(quick, counts=None)
     return (quick.macs, quick.parameters) == (exact.macs, exact.parameters)
@@ -133,11 +133,11 @@ def _agree(layers: Layers, mask: Mask) -> bool:
 @dataclass(frozen=True)
 class _Candidate:
     kept: Mapping[str, Tensor]
-    share: float  # of the unpruned network's cost, that is left
+    share: float  # of the unpruned network's cost that remains
 
 
 class _Choices:
-    """Choices among layers, and what they cost."""
+    """Choices of units to keep, and their costs."""
 
     def __init__(self, layers: Layers, allocate: Allocate, cost: CostShare) -> None:
         self.layers, self.cost = layers, cost
@@ -150,7 +150,7 @@ class _Choices:
         return self.of(self._allocate(sparsity))
 
     def of(self, kept: Mapping[str, Tensor]) -> _Candidate:
-        """Return a choice among the units that are left, as it would be cut."""
+        """Return a choice as it would be cut, with its cost."""
         pruned = self.layers.pruned(kept)
         assert pruned.mask is not None
         flat = {n: s.flatten()[self.layers.left[n]] for n, s in pruned.mask.kept.items()}
@@ -161,14 +161,14 @@ class _Choices:
         return _Candidate(flat, share)
 
     def mask(self, chosen: _Candidate) -> Mask:
-        """Return the mask of a candidate; a ``TraceError`` if the network that it leaves fails."""
+        """Return the mask of a candidate; a ``TraceError`` if the network cannot be cut by it."""
         if chosen.share == BROKEN and self._broken is not None:
             raise self._broken
         return self.layers.mask(chosen.kept)
 
 
 def _counted(choices: _Choices) -> Mask:
-    """Search for the least sparsity, then restore single units as far as the target allows."""
+    """Search for the lowest sparsity, then restore single units as far as the target allows."""
     layers, wanted = choices.layers, choices.cost.share
     low, high = 0.0, LARGEST
     above, below = choices.at(low), choices.at(high)
@@ -185,10 +185,10 @@ def _counted(choices: _Choices) -> Mask:
 
 
 def _filled(choices: _Choices, above: _Candidate, below: _Candidate) -> _Candidate:
-    """Restore units of a choice that costs too little, while it costs no more than wanted.
+    """Restore units of a choice below the target, as far as the target allows.
 
-    First those that the next lower sparsity would keep; where that leaves more than a tolerance,
-    others too. Of both, those that rank highest in their groups come first.
+    First those that the next lower sparsity would keep; if the target is then missed by more than
+    a tolerance, others too. Of both, those that rank highest in their groups come first.
     """
     wanted, layers = choices.cost.share, choices.layers
     full: set[str] = set()  # groups to which no further multiple of units can be restored
@@ -209,7 +209,7 @@ def _filled(choices: _Choices, above: _Candidate, below: _Candidate) -> _Candida
 def _by_rank(
     layers: Layers, above: _Candidate, below: _Candidate, *, first: bool
 ) -> Iterator[tuple[str, int]]:
-    """Yield the removed units, the highest ranks in their groups first; of equal ones by score."""
+    """Yield removed units, those of highest rank in their groups first; equal ranks by score."""
     ranked: list[tuple[float, float, int, str, int]] = []
     for name, scores in layers.items():
         gone = ~below.kept[name] & (above.kept[name] if first else ~above.kept[name])
@@ -225,7 +225,7 @@ def _by_rank(
 
 
 def _timed(choices: _Choices) -> Mask:
-    """Search for a sparsity whose network takes about the share of the time, and no more."""
+    """Search for a sparsity whose network takes close to the target share of time, and no more."""
     wanted, low, high = choices.cost.share, 0.0, LARGEST
     best = choices.at(high)
     if best.share > wanted:

@@ -1,4 +1,4 @@
-"""Watching a network run: rows of channels that weights read, whichever code multiplies."""
+"""Observe the inputs of weights while a network runs, whichever code multiplies by them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from regrow.surgery.tape import call, evaluating
 
 See = Callable[[str, Tensor], None]
 LOOK_UP = "aten::embedding"
-# Operations that multiply data with a weight -> where the data and the weight stand.
+# Operations that multiply data by a weight -> the positions of both among the arguments.
 _MULTIPLY: Mapping[str, tuple[int, int]] = {
     "aten::convolution": (0, 1),
     "aten::linear": (0, 1),
@@ -26,23 +26,23 @@ _MULTIPLY: Mapping[str, tuple[int, int]] = {
 
 
 class _Watching(OperationMode):
-    """Hand what enters products with some weights to a function.
+    """Pass the inputs that are multiplied by some weights to a function.
 
-    A weight is known by its memory, since layers transpose it, attention uses it without calling
-    its layer, and code of one's own may use it in any function.
+    A weight is recognised by its memory, because layers transpose it, attention uses it without
+    calling its layer, and a user's code may use it in any function.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], see: See, see_ids: See | None) -> None:
         super().__init__()
         self._see_ids = see_ids
-        self.seen: Counter[str] = Counter()  # how often each weight was multiplied with
+        self.seen: Counter[str] = Counter()  # number of products with each weight
         self._names: dict[tuple[int, int], list[str]] = {}
         for name, weight in weights.items():
             self._names.setdefault(_place(weight), []).append(name)
         self._see = see
 
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operation, after what it multiplies was handed on."""
+        """Run an operation, after passing its input on if it multiplies by a weight."""
         name = operation._schema.name
         if name in _MULTIPLY:
             data, factor = (args[place] for place in _MULTIPLY[name])
@@ -56,7 +56,7 @@ class _Watching(OperationMode):
 
 
 def _place(weight: Tensor) -> tuple[int, int]:
-    """Return where a weight lies in memory, and how many numbers it has, repeated ones once."""
+    """Return a weight's address in memory and its number of elements, without expanded ones."""
     sizes = (size for size, step in zip(weight.shape, weight.stride(), strict=True) if step)
     num = 1
     for size in sizes:
@@ -65,7 +65,7 @@ def _place(weight: Tensor) -> tuple[int, int]:
 
 
 def _rows(data: Tensor, *, is_map: bool) -> Tensor:
-    """Write what enters a product as ``[samples, channels]``."""
+    """Return the input of a product as ``[samples, channels]``."""
     if is_map:
         data = data.movedim(1, -1)
     return data.reshape(-1, data.shape[-1])
@@ -75,9 +75,9 @@ def _rows(data: Tensor, *, is_map: bool) -> Tensor:
 def _computed(
     model: nn.Module, weights: Iterable[str], watching: _Watching, see: See
 ) -> Iterator[None]:
-    """Hand on what enters layers that multiply with a weight computed from theirs.
+    """Pass on the inputs of layers that multiply by a weight computed from their own.
 
-    Such as a standardised one, which lies elsewhere in memory.
+    Such as a standardised weight, which lies elsewhere in memory.
     """
     before: dict[str, int] = {}
 
@@ -116,19 +116,19 @@ def watch(
     *,
     see_ids: See | None = None,
 ) -> None:
-    """Run a network in evaluation mode, and hand on what some of its weights read.
+    """Run a network in evaluation mode, and pass the inputs of some of its weights to a function.
 
     Args:
-        model: any network; it is left as it was.
+        model: any network; it is left unchanged.
         weights: names of parameters.
         batches: inputs of the network.
-        see: is given a name and rows ``[samples, channels]``, once for each use in each batch; of
-            a convolution, a row for each place of its inputs; of sequences with an attention mask,
-            none for padding.
-        see_ids: likewise given the ids that an embedding looks up.
+        see: called with a weight's name and rows ``[samples, channels]``, once for each use in each
+            batch. The rows are the positions of a convolution's input, or the tokens of sequences
+            without padding (by their attention mask).
+        see_ids: called likewise with the ids that an embedding looks up.
     """
     named = {name: model.get_parameter(name).detach() for name in weights}
-    counted: list[Tensor | None] = [None]  # of the batch that runs
+    counted: list[Tensor | None] = [None]  # which tokens of the current batch are not padding
 
     def of_tokens(see: See) -> See:
         def see_tokens(name: str, rows: Tensor) -> None:

@@ -1,13 +1,13 @@
-"""Other libraries' ways to prune, as methods of a study, by names that nobody registered.
+"""Pruning by other libraries, as methods of a study that need no registration.
 
     torch-pruning:MagnitudeImportance(p=1)   an importance of Torch-Pruning (the extra of that name)
     nn-prune:l1_unstructured                 a method of torch.nn.utils.prune
-    nn-prune:my_prune.py:MyMethod            a BasePruningMethod of one's own
+    nn-prune:my_prune.py:MyMethod            your own BasePruningMethod
     mask-file:masks.safetensors              masks by parameter, from a file
 
-Each stands where a method's name stands, and gets every arm, rival and table. What such a name
+Each can be used wherever a method's name can, with every arm, rival and table. What such a name
 means (the version of the library, the text of the file, the masks themselves) is part of the keys
-of prunings; where a file lies is not.
+of prunings; the location of a file is not.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from regrow.pruning.method import Allocation, Criterion, Method
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """The meaning of names with one prefix; each function takes what follows the prefix.
+    """The functions for names with one prefix; each takes the text after the prefix.
 
-    ``origin`` is the file or package that the code lies in; ``code`` says for keys what a name
-    means beyond its ``identity``; None: the digest of that file.
+    ``origin``: the file or package of the code. Keys contain the ``identity`` of a name and its
+    ``code``, or the digest of that file if ``code`` is None.
     """
 
-    method: Callable[[str, str], Method]  # the whole name, and the rest
+    method: Callable[[str, str], Method]  # of the whole name and the text after the prefix
     criterion: Callable[[str], Criterion] | None = None
     allocation: Callable[[str], Allocation] | None = None
     identity: Callable[[str], str] = lambda rest: rest
@@ -82,19 +82,19 @@ def allocation(name: str) -> Allocation:
 
 
 def identity(name: str) -> str:
-    """Return what keys say of a name, beside the code."""
+    """Return what keys contain of a name, besides its code."""
     adapter, rest = _known(name)
     return ":".join(filter(None, (canonical(name).partition(":")[0], adapter.identity(rest))))
 
 
 def origin(name: str) -> str:
-    """Return the file that the code of a name lies in, or the package."""
+    """Return the file or package of a name's code."""
     adapter, rest = _known(name)
     return adapter.origin(rest)
 
 
 def code(name: str) -> str | None:
-    """Return what a name means beyond its identity, where that is not the text of a file."""
+    """Return what keys contain for a name's code; None for the digest of its file."""
     adapter, rest = _known(name)
     return None if adapter.code is None else adapter.code(rest)
 

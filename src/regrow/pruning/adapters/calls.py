@@ -1,4 +1,4 @@
-"""Names with arguments, as they stand in a study: ``MagnitudeImportance(p=1)``."""
+"""Names with arguments, as written in a study: ``MagnitudeImportance(p=1)``."""
 
 import ast
 from typing import Any
@@ -7,7 +7,7 @@ from regrow.errors import ConfigError
 
 
 def read_call(text: str) -> tuple[str, dict[str, Any]]:
-    """Part a name from its arguments, which are plain values.
+    """Split a call into its name and its arguments, which are plain values.
 
     >>> read_call("LnStructured(n=1, dim=0)"), read_call("L1")
     (('LnStructured', {'n': 1, 'dim': 0}), ('L1', {}))
@@ -23,7 +23,7 @@ def read_call(text: str) -> tuple[str, dict[str, Any]]:
         arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError):
         raise ConfigError(
-            f"{text!r} is no name with arguments. Write them as in 'MagnitudeImportance(p=1)', "
-            "each by its name, as a number, a text or a list of such."
+            f"{text!r} is not a name with arguments. Write it like 'MagnitudeImportance(p=1)', "
+            "each argument by its name, as a number, a text or a list of these."
         ) from None
     return name.strip(), arguments

@@ -1,9 +1,10 @@
-"""Masks from a file, as a method under test: which weights stay, by the names of parameters.
+"""Masks from a file as a method: which weights to keep, by the names of parameters.
 
-The file is ``.safetensors``, ``.npz`` or ``.pt`` (read without pickle's code). Its entries are
-shaped as the weights of convolutions and linear layers, and hold ones (stays) and zeros (goes);
-``layer.weight_mask``, as in a ``state_dict`` with masks of ``torch.nn.utils.prune``, stands for
-``layer.weight``, and other entries of such a file are left alone. Weights without an entry stay.
+The file is ``.safetensors``, ``.npz`` or ``.pt`` (loaded without running pickled code). Its entries
+have the shapes of the weights of convolutions and linear layers, and hold ones (kept) and zeros
+(pruned). ``layer.weight_mask``, as in a ``state_dict`` with masks of ``torch.nn.utils.prune``, is
+the mask of ``layer.weight``, and other entries of such a file are ignored. Weights without an entry
+are kept.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ KINDS = (".safetensors", ".npz", ".pt", ".pth")
 
 
 def method(name: str, rest: str) -> Method:
-    """Return the method that holds weights at zero as a file of masks says."""
+    """Return the method that holds the weights at zero that a file of masks prunes."""
     return Method(
         name=name, criterion="l1-norm", allocation=name, unit="weight", scope=("conv", "linear")
     )
@@ -43,12 +44,12 @@ def allocation(rest: str) -> Allocation:
 
 
 def _lay(file: str, masks: Mapping[str, Tensor], layers: Layers, sparsity: float) -> Any:
-    """Keep what the masks keep."""
+    """Return the units that the masks keep."""
     for name, mask in masks.items():
         if name not in layers:
             raise ConfigError(
-                f"{file} has a mask for {name!r}, which is no weight of a convolution or a linear "
-                f"layer that is pruned here. These are: {quoted(layers, 5)}."
+                f"{file} has a mask for {name!r}, which is not a weight of a convolution or a "
+                f"linear layer that is pruned here. These are: {quoted(layers, 5)}."
             )
         if tuple(mask.shape) != layers.shape(name):
             raise ConfigError(
@@ -62,7 +63,7 @@ def _lay(file: str, masks: Mapping[str, Tensor], layers: Layers, sparsity: float
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Return what changes where a file is written anew."""
+    """Return a file's time of change and size, which differ once it is rewritten."""
     try:
         check_plain(path)
         found = path.stat()

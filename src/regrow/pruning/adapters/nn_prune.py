@@ -1,9 +1,9 @@
-"""Methods of ``torch.nn.utils.prune``, as methods under test: their masks, layer by layer.
+"""Methods of ``torch.nn.utils.prune`` as methods of a study: their masks, layer by layer.
 
 ``l1_unstructured``, ``random_unstructured``, ``ln_structured(n=2, dim=0)``,
-``random_structured(dim=0)``, or a class of one's own, ``file.py:Class``, that is a
-``BasePruningMethod`` whose ``__init__`` takes an ``amount``. Each is asked for the mask of every
-weight in scope, at the sparsity as its amount; what it masks is held at zero.
+``random_structured(dim=0)``, or your own class, ``file.py:Class``, a ``BasePruningMethod`` whose
+``__init__`` takes an ``amount``. Each computes the mask of every weight in scope, with the sparsity
+as its amount; masked weights are held at zero.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from regrow.pruning.adapters.calls import read_call
 from regrow.pruning.layers import Layers
 from regrow.pruning.method import Allocation, Method
 
-# The functions of torch.nn.utils.prune -> the class behind each, and arguments that it needs.
+# The functions of torch.nn.utils.prune -> the class behind each, and its default arguments.
 KNOWN: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "l1_unstructured": (prune.L1Unstructured, {}),
     "random_unstructured": (prune.RandomUnstructured, {}),
@@ -33,12 +33,12 @@ DRAWN = ("random_unstructured", "random_structured")
 
 
 def method(name: str, rest: str) -> Method:
-    """Return the method that holds weights at zero as one of ``torch.nn.utils.prune`` says."""
+    """Return the method that holds weights at zero by the masks of ``torch.nn.utils.prune``."""
     called = _called(rest)[0]
     drawn = called in DRAWN
     return Method(
         name=name,
-        # The scores of weights decide nothing but the draw, and what is added for a cost.
+        # The scores only seed random draws, and rank the units that are restored for a cost target.
         criterion="random" if drawn or ":" in called else "l1-norm",
         allocation=name,
         unit="weight",
@@ -48,7 +48,7 @@ def method(name: str, rest: str) -> Method:
 
 
 def allocation(rest: str) -> Allocation:
-    """Return the allocation that asks such a method for its masks."""
+    """Return the allocation that keeps what such a method's masks keep."""
     called, arguments = _called(rest)
     if ":" not in called:
         make, defaults = KNOWN[called]
@@ -63,14 +63,14 @@ def allocation(rest: str) -> Allocation:
 
 
 def identity(rest: str) -> str:
-    """Return what keys say of it: not where a file lies, whose text they say beside this."""
+    """Return what keys contain of a name: the class and its arguments, not the file's path."""
     called, arguments = _called(rest)
     given = ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
     return called.rpartition(":")[2] + (f"({given})" if given else "")
 
 
 def origin(rest: str) -> str:
-    """Return the file of one's own, or the package."""
+    """Return the user's file, or the package."""
     called, _ = _called(rest)
     return called.rpartition(":")[0] or "torch.nn.utils.prune"
 
@@ -79,8 +79,8 @@ def _called(rest: str) -> tuple[str, dict[str, Any]]:
     called, arguments = read_call(rest)
     if ":" not in called and called not in KNOWN:
         raise ConfigError(
-            f"{unknown('method of torch.nn.utils.prune', called, KNOWN)} One of your own is named "
-            "as 'nn-prune:file.py:Class'."
+            f"{unknown('method of torch.nn.utils.prune', called, KNOWN)} Your own is named "
+            "'nn-prune:file.py:Class'."
         )
     return called, arguments
 
@@ -88,7 +88,7 @@ def _called(rest: str) -> tuple[str, dict[str, Any]]:
 def _masked(
     make: Callable[..., prune.BasePruningMethod], text: str, layers: Layers, sparsity: float
 ) -> dict[str, Tensor]:
-    """Keep what the method's masks keep of each weight."""
+    """Return which elements of each weight the method's masks keep."""
     try:
         chosen = make(amount=sparsity)
     except (TypeError, ValueError) as error:
@@ -106,8 +106,8 @@ def _masked(
             among = weight.flatten()[left]
         else:
             raise ConfigError(
-                f"nn-prune:{text} chooses among whole tensors, so it cannot prune what was pruned "
-                "before. Leave out 'rounds'."
+                f"nn-prune:{text} chooses among whole tensors, so it cannot prune tensors that "
+                "were pruned before. Leave out 'rounds'."
             )
         where = f"nn-prune:{text}, {name}"
         kept[name] = _mask_of(chosen, among, layers.scores[name], where=where).flatten()
@@ -115,7 +115,7 @@ def _masked(
 
 
 def _mask_of(chosen: Any, weight: Tensor, scores: Tensor, *, where: str) -> Tensor:
-    # What it draws depends on the scores, which ``random`` draws by the seed of a job.
+    # Its random draws are seeded by the scores, which ``random`` draws by the seed of a job.
     drawn = hashlib.sha256(scores.numpy().tobytes()).digest()[:7]
     with drawing(int.from_bytes(drawn, "big")), torch.no_grad():
         mask = chosen.compute_mask(weight, torch.ones_like(weight))

@@ -1,9 +1,9 @@
-"""Importances of Torch-Pruning (Fang et al., CVPR 2023, arXiv:2301.12900) as criteria of ours.
+"""Importances of Torch-Pruning (Fang et al., CVPR 2023, arXiv:2301.12900) as criteria.
 
-Torch-Pruning follows the channels of the network itself and scores the group that it finds behind
-the first layer that makes ours; the choice, the cut and its proof are ours. A unit of several
-channels (an attention head) has the sum of their scores. Importances that look at gradients get
-those of the mean loss over the probe's examples.
+Torch-Pruning traces the network itself and scores the group that it finds for the first layer that
+produces a group of regrow's; the choice, the cut and its proof are regrow's. A unit of several
+channels (an attention head) gets the sum of their scores. Importances that use gradients get those
+of the mean loss over the probe's examples.
 """
 
 import inspect
@@ -22,18 +22,18 @@ from regrow.surgery import Group
 from regrow.surgery.mask import filter_dim
 
 BY_GRADIENTS = ("TaylorImportance", "GroupTaylorImportance")
-# What they need is summed while a training goes on, by hooks of Torch-Pruning's own.
+# These need sums that Torch-Pruning's own hooks collect during training.
 LEFT_OUT = ("HessianImportance", "GroupHessianImportance", "Importance")
 
 
 def method(name: str, rest: str) -> Method:
     """Return the method that removes channels and heads by an importance, ranked together."""
-    _made(rest)  # a wrong name is said when a study is read
+    _made(rest)  # so that a wrong name is reported when a study is read
     return Method(name=name, criterion=name, scope=ALL)
 
 
 def code(rest: str) -> str:
-    """Return the version of the library, which decides what an importance is."""
+    """Return the version of the library, which determines what an importance computes."""
     _library()
     return f"torch-pruning-{version('torch-pruning')}"
 
@@ -63,7 +63,7 @@ def _library() -> Any:
 
 
 def _made(rest: str) -> tuple[str, Any]:
-    """Make the importance that a text names, and return its name too."""
+    """Return the name of an importance and the importance itself, from a text."""
     library = _library()
     name, arguments = read_call(rest)
     known = {
@@ -82,11 +82,11 @@ def _made(rest: str) -> tuple[str, Any]:
 
 
 def _prepared(probe: Probe, *, gradients: bool) -> tuple[nn.Module, Any]:
-    """Return a copy of a network, with gradients where they are asked for, and its graph."""
+    """Return a copy of the network, with gradients if requested, and its dependency graph."""
     network = probe.network()
     try:
         graph = _library().DependencyGraph().build_dependency(network, probe.example())
-    except Exception as error:  # whatever its following of a network ends with
+    except Exception as error:  # its tracing may raise anything
         raise TraceError(
             f"Torch-Pruning cannot follow this network: {type(error).__name__}: {short(error)}. "
             "Use a criterion of regrow's own."
@@ -118,7 +118,7 @@ def _scored(group: Group, network: nn.Module, graph: Any, importance: Any, *, wh
         ours = slot.units >= 0
         return torch.zeros(group.size).index_add_(0, slot.units[ours], found[ours].float().cpu())
     raise TraceError(
-        f"{where} gives no score for each of the {group.size} units of {group.name!r}, which "
-        "Torch-Pruning follows in another way or not at all. Give the method a 'scope' without "
+        f"{where} does not score each of the {group.size} units of {group.name!r}, which "
+        "Torch-Pruning groups in another way or not at all. Give the method a 'scope' without "
         f"{group.kind!r}, or use a criterion of regrow's own."
     )
