@@ -165,9 +165,7 @@ def test_what_cannot_be_sampled_is_named() -> None:
     with pytest.raises(ConfigError, match=r"inputs of '1\.weight': ConvTranspose2d is neither"):
         contributions(up, trace(up, (1, 1, 4, 4)).groups.values(), images((1, 4, 4)), seed=0)
     borrower = Borrower()
-    with pytest.raises(
-        ConfigError, match=r"of 'second\.weight': its module is never called"
-    ):
+    with pytest.raises(ConfigError, match=r"of 'second\.weight': its module is never called"):
         contributions(borrower, trace(borrower, (1, 4)).groups.values(), images((4,)), seed=0)
     model, found = small("vgg")
     group = found.groups["features.conv1"]
