@@ -305,7 +305,7 @@ def test_what_a_function_does_wrong_is_said(text: str, message: str) -> None:
         ("train = 3", "other.py:train", "must be a function"),
         ("1 / 0", "other.py:train", "other.py, line 1: ZeroDivisionError"),
         ("def f(:", "other.py:train", "line 1: SyntaxError"),
-        ("", "train", "A training function is named by its place"),
+        ("", "train", "A training function must be given as"),
         ("", "none.py:train", "there is no file 'none.py'"),
     ],
 )

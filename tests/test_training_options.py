@@ -384,7 +384,7 @@ def test_an_optimiser_that_cannot_step_is_refused_before_training(
         ({"optimiser": "adam-w2", "lr": 1}, "adamw"),
         (
             {"optimiser": "adamw"},
-            r"'adamw' needs an 'lr' of its own beside it. That of 'sgd' is 0.1",
+            r"'adamw' needs its own 'lr'. That of 'sgd' is 0.1",
         ),
         ({"optimiser": {"name": "adamw", "beta": 0.9}, "lr": 1}, "beta1"),
         ({"optimiser": {"name": "adamw", "eps": "x"}, "lr": 1}, "'eps' must be a number. Got 'x'"),

@@ -349,5 +349,5 @@ def test_a_training_that_begins_later_sees_what_is_left_of_the_schedule() -> Non
     assert equal(snapshot(whole.model), snapshot(late.model))
     assert late.samples == 2 * 128
     assert [line["epoch"] for line in late.history] == [1, 2]
-    with pytest.raises(ConfigError, match=r"of 3 epochs can begin at one from 0 to 2\. Got 3"):
+    with pytest.raises(ConfigError, match=r"of 3 epochs can begin at an epoch from 0 to 2\. Got 3"):
         training(NO_TREATMENT, first_epoch=3)

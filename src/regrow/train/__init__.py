@@ -1,4 +1,4 @@
-"""The one training loop: what a recipe is, one step, exact resume, and evaluation."""
+"""The one training loop: recipes, the training step, exact resume, and evaluation."""
 
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ __all__ = [
     "register_optimiser",
     "register_schedule",
 ]
-# What needs PyTorch, which takes seconds to import: a study file is read without it.
+# These need PyTorch, which takes seconds to import; a study file is read without it.
 __getattr__ = exports(
     "regrow.train",
     {

@@ -1,21 +1,21 @@
-"""Blocks of networks as one operation each, with as few passes through memory as possible.
+"""Dense and residual blocks fused into one operation each, with few passes over memory.
 
-Wherever a norm and a ReLU follow each other in a sequence, they are one operation too.
+A norm that is followed by a ReLU in a sequence is fused with it, too.
 
-A dense block's layers all read what its earlier layers wrote, and a pre-activation block adds to
-what it read: either is a stream. Operation by operation, a layer's step reads and writes the whole
-stream 16 times (its norm, ReLU and convolution, the copy into a longer stream, and gradients of
-all these). Here a layer reads it once in the forward pass and three to four times in the backward
-pass: norm and ReLU are computed where the convolution reads its map, there and again in the
-backward pass; statistics of a channel are found once; what a layer writes joins the stream in
-place, and so does the gradient of what it reads.
+The layers of a dense block all read what earlier layers wrote, and a pre-activation block adds to
+its input: both work on a stream. Operation by operation, a layer's training step reads and writes
+the whole stream 16 times (norm, ReLU, convolution, the copy into a longer stream, and the gradients
+of all these). Here a layer reads it once in the forward pass and three to four times in the
+backward pass: norm and ReLU are computed while the convolution reads its input, and again in the
+backward pass; a channel's statistics are computed once; a layer's output is written into the stream
+in place, and the gradient of its input is added in place.
 
-Of the gradient of what a norm reads, the part that needs no sums (``units``) is added to the
-stream's gradient at once; the lines of all layers that read a channel are added up, and applied
-when the channel's own gradient is wanted.
+Of the gradient of a norm's input, the part that needs no sums over the batch (see ``units``) is
+added to the stream's gradient at once; the rest, a line in the input, is summed over all layers
+that read a channel and applied when the channel's own gradient is needed.
 
-On a CPU, in float32 (``units``), dense blocks in bfloat16 too (``short_units``). Modules stay what
-they are; results are theirs but for rounding.
+On a CPU, in float32 (``units``), dense blocks also in bfloat16 (``short_units``). The modules are
+not changed; results equal theirs up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ from regrow.train.maps import Map
 from regrow.train.small_maps import computed_by
 from regrow.train.units import Chain, Missing, NormedConvolution
 
-# Of layers and blocks: the names of their units' modules.
+# Layers and blocks -> the suffixes of their units' modules (norm1, relu1, conv1, ...).
 UNITS: dict[type[nn.Module], tuple[str, ...]] = {
     densenet.BasicLayer: ("",),
     densenet.BottleneckLayer: ("1", "2"),
@@ -47,7 +47,7 @@ UNITS: dict[type[nn.Module], tuple[str, ...]] = {
 
 @contextmanager
 def whole_blocks(model: nn.Module) -> Iterator[None]:
-    """Let a network's blocks, and norms before a ReLU, be computed so."""
+    """Compute a network's blocks, and norms before a ReLU, as fused operations while active."""
     found = [(module, _last_parts(module)) for module in model.modules()]
     between = [(module,) for module, _ in found if _is_transition(module)]
     sequences = [(module,) for module, parts in found if not parts and _has_pairs(module)]
@@ -69,7 +69,7 @@ def _is_pair(part: nn.Module, following: nn.Module) -> bool:
 
 
 def _in_pairs(sequence: nn.Sequential, x: Tensor) -> Tensor:
-    """Return what a sequence returns, norm and ReLU as one operation where that can be."""
+    """Run a sequence, norm and ReLU as one operation where possible."""
     waiting = list(sequence)
     while waiting:
         part, *waiting = waiting
@@ -90,7 +90,7 @@ def _is_transition(module: nn.Module) -> bool:
 
 
 def _pooled_first(transition: densenet.Transition, x: Tensor) -> Tensor:
-    """Return what a transition returns, from a quarter of the products: means commute with them."""
+    """Run a transition, pooling before its 1x1 convolution: equal for a quarter of the products."""
     if not fusable(transition.norm, transition.relu, x) or min(x.shape[2:]) < 2:
         return type(transition).forward(transition, x)
     y = rectified(transition.norm, transition.relu, x)
@@ -99,7 +99,7 @@ def _pooled_first(transition: densenet.Transition, x: Tensor) -> Tensor:
 
 
 def _last_parts(block: nn.Module) -> list[nn.Module]:
-    """Return the last parts of a sequence that can be one operation, as their modules are."""
+    """Return the last parts of a sequence whose modules allow them to be one operation."""
     found: list[nn.Module] = []
     if type(block) is nn.Sequential:
         for part in reversed(list(block)):
@@ -134,7 +134,7 @@ def _chain(part: nn.Module) -> Chain:
 
 
 def _computed(block: nn.Sequential, last: list[nn.Module], x: Tensor) -> Tensor:
-    """Return what a sequence returns, its last parts as one operation where that can be."""
+    """Run a sequence, its last parts as one operation where possible."""
     parts = list(block)
     for part in parts[: len(parts) - len(last)]:
         x = part(x)
@@ -150,7 +150,7 @@ def _computed(block: nn.Sequential, last: list[nn.Module], x: Tensor) -> Tensor:
 
 
 def _as_one(chains: list[Chain], x: Tensor, *, adding: bool) -> Tensor | None:
-    """Return what layers or blocks make of a map, if they can be computed as one operation."""
+    """Run layers or blocks on a map as one operation; None if that is not possible."""
     if not _fit(chains, x, adding=adding):
         return None
     grown = 0 if adding else sum(chain[-1].conv.out_channels for chain in chains)
@@ -168,7 +168,7 @@ def _as_one(chains: list[Chain], x: Tensor, *, adding: bool) -> Tensor | None:
 
 
 def _fit(chains: Sequence[Chain], x: Tensor, *, adding: bool) -> bool:
-    """Tell whether these can be computed of a map, one after another."""
+    """Return whether these layers or blocks can be one operation on a map."""
     if x.dim() != 4 or max(x.shape[2:]) < TILED_PIXELS:
         return False
     if adding and x.dtype != torch.float32:
@@ -190,7 +190,7 @@ def _fit(chains: Sequence[Chain], x: Tensor, *, adding: bool) -> bool:
 
 
 class _Appending(Function):
-    """Layers whose results are appended to their input, one after another."""
+    """Dense layers, whose outputs are appended to their input one after another."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, chains: list[Chain], moments: Any, *weights: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class _Appending(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         ways: Any = ctx.ways
-        _ = ctx.saved_tensors  # which looks whether they are what they were
+        _ = ctx.saved_tensors  # raises if they were modified in place
         total = Map.copied(grad)
         missing = np.zeros((2, total.channels))  # slope and constant
         gradients: list[Tensor] = []
@@ -234,7 +234,7 @@ class _Appending(Function):
 
 
 class _Adding(Function):
-    """Blocks whose results are added to their input, one after another."""
+    """Residual blocks, whose outputs are added to their input one after another."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, chains: list[Chain], moments: Any, *weights: Tensor) -> Tensor:

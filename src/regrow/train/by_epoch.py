@@ -2,8 +2,8 @@
 
     return {"accuracy": 0.93, "training_loss": [1.9, 1.2], "learning_rate": [0.01, 0.001]}
 
-A report judges by them whether a training had converged, as it does for regrow's own trainings.
-What cannot be used is told and left out: the score counts without it.
+A report uses them to judge whether a training had converged, as it does for regrow's own trainings.
+Unusable values are reported and left out; the score still counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from regrow.core.validation import is_number
 from regrow.errors import short
 
 LOSS, RATE = "training_loss", "learning_rate"
-FIELDS = {LOSS: "loss", RATE: "lr"}  # name in what a function returns -> in the lines of a history
+FIELDS = {LOSS: "loss", RATE: "lr"}  # name in a function's result -> in the lines of a history
 History = tuple[dict[str, float], ...]
 
 
 def split(returned: Any) -> tuple[dict[str, Any], Any]:
-    """Take what is told of each epoch out of what a function returned.
+    """Separate the values of each epoch from the rest of a function's result.
 
-    A single number under one of the names is a metric like any other.
+    A single number under one of these names is an ordinary metric.
     """
     if not isinstance(returned, Mapping):
         return {}, returned
@@ -33,16 +33,16 @@ def split(returned: Any) -> tuple[dict[str, Any], Any]:
 
 
 def read_history(told: Mapping[str, Any], amount: int, *, unit: str) -> tuple[History, str]:
-    """Return a line for each epoch of a training, or none and what is wrong with what is told.
+    """Return a line for each epoch of a training, or none and what is wrong with the values.
 
-    Where the budget is in another unit than epochs, the last loss alone counts.
+    If the budget is not in epochs, only the last loss counts.
 
     >>> read_history({"training_loss": [2.0, 1.5]}, 2, unit="epochs")
     (({'epoch': 0, 'loss': 2.0}, {'epoch': 1, 'loss': 1.5}), '')
     """
     columns: dict[str, list[float]] = {}
     for name, value in told.items():
-        if value is None or not amount:  # a measurement trains nothing
+        if value is None or not amount:  # a call that only measures has no epochs
             continue
         values = _plain(value)
         values = [*map(_plain, values)] if isinstance(values, list | tuple) else values
@@ -62,7 +62,7 @@ def read_history(told: Mapping[str, Any], amount: int, *, unit: str) -> tuple[Hi
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without the tensor or array around it: a number, or a list."""
+    """Turn a tensor or an array into a number or a list; return other values unchanged."""
     to_list = getattr(value, "tolist", None)
     try:
         return to_list() if callable(to_list) else value
@@ -71,7 +71,7 @@ def _plain(value: Any) -> Any:
 
 
 def _wrong(values: Any, num_epochs: int | None) -> str:
-    """Say what the numbers of all epochs must be and are not; nothing if they can be used."""
+    """Return what the values of the epochs must be and what they are; empty if they are valid."""
     each = "epoch" if num_epochs is None else f"of the {num_epochs} epochs"
     expected = f"a list with one number for each {each}, none below 0."
     if not isinstance(values, list):

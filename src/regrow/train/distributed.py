@@ -1,8 +1,8 @@
-"""One training over several ranks: each takes its share of every batch, all take the same step.
+"""One training on several ranks: each takes its share of every batch, all take the same step.
 
-What is learnt does not depend on how many ranks there are, but for the order of sums and for the
-draws of dropout: the gradients are those of the whole batch, and batch norms take their statistics
-over it. A job therefore has one key, and a training may be resumed with another number of ranks.
+The result does not depend on the number of ranks, except for the order of sums and the draws of
+dropout: gradients are those of the whole batch, and batch norms use its statistics. A job therefore
+has one key, and a training may be resumed with another number of ranks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +25,17 @@ from regrow.core.seeds import derive
 from regrow.train.engine import Eager, Epoch
 from regrow.train.step import Batch, Parts, update
 
-# Of a batch with fewer for each rank, every rank takes all: a norm cannot learn from one image, and
-# the order of images must not depend on the number of ranks. It is the last of an epoch, if any.
+# If a batch has fewer per rank, every rank takes all of it: a norm cannot train on one image, and
+# the order of images must not depend on the number of ranks. Only an epoch's last batch can be one.
 LEAST_IMAGES = 2
-# Whether rank 0's buffers are sent before each forward pass; as newer versions of torch call it.
+# The option to send rank 0's buffers before each forward pass; its name depends on torch's version.
 _OPTIONS = signature(DistributedDataParallel.__init__).parameters
 _NAME = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _OPTIONS)
 KEEP_BUFFERS: Mapping[str, Any] = {_NAME: False}
 
 
 def share_of(bounds: tuple[int, int], ranks: Ranks) -> tuple[int, int]:
-    """Return which places of a batch are a rank's own; all of them in a batch too small to share.
+    """Return the bounds of a rank's share of a batch; all of a batch that is too small to share.
 
     >>> [share_of((100, 110), Ranks(rank=rank, size=4)) for rank in range(4)]
     [(100, 102), (102, 105), (105, 107), (107, 110)]
@@ -52,8 +52,8 @@ class InStep:
     """An engine that takes each step together with the other ranks."""
 
     def __init__(self, parts: Parts, ranks: Ranks) -> None:
-        # Gradients are averaged while the backward pass goes on. Buffers are equal as they are.
-        # Static: the same parameters get gradients in every step, though not all of them need to.
+        # Gradients are averaged during the backward pass. Buffers are equal on all ranks anyway.
+        # Static: the same parameters get gradients in every step, though perhaps not all of them.
         network = DistributedDataParallel(parts.model, static_graph=True, **KEEP_BUFFERS)
         self._parts = replace(parts, network=network)
         self._ranks = ranks
@@ -61,11 +61,11 @@ class InStep:
         self._eager = Eager(self._parts, bounds=self._shares)
 
     def begin(self, epoch: Epoch) -> None:
-        """Make an epoch the one whose steps are taken."""
+        """Set the epoch whose steps are taken next."""
         self._eager.begin(epoch)
 
     def step(self, place: int, *, seed: int) -> None:
-        """Gather a share, agree that all ranks have theirs, and update by the whole batch."""
+        """Gather a share, make sure that all ranks have theirs, and update by the whole batch."""
         batch = self._fetch(place)
         parts, size, moment = self._parts, self._ranks.size, self._eager.moment(place)
         alike = self._shares[place] == parts.bounds[place]
@@ -94,7 +94,7 @@ class InStep:
             parts.counts[place] = whole
 
     def _sum(self, count: int | Tensor, place: int) -> int | Tensor:
-        """Return what the whole batch counts; images are counted without asking the others."""
+        """Return the whole batch's number of loss terms; images need no communication for that."""
         if not isinstance(count, Tensor):
             start, end = self._parts.bounds[place]
             return end - start
@@ -103,7 +103,7 @@ class InStep:
         return total.clamp(min=1)
 
     def _fetch(self, place: int) -> Batch:
-        with self._ranks.agreeing():  # an image that cannot be read is one rank's
+        with self._ranks.agreeing():  # a read error may occur on one rank alone
             return self._eager.fetch(place)
 
 
@@ -112,9 +112,9 @@ class InStep:
 
 @contextmanager
 def over_ranks(model: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Let batch norms that train take their statistics over the images of all ranks meanwhile.
+    """Make training batch norms use statistics over the images of all ranks while active.
 
-    The modules stay what they are, so methods that look for batch norms find them.
+    The modules keep their types, so methods that look for batch norms find them.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
@@ -127,7 +127,7 @@ def over_ranks(model: nn.Module, ranks: Ranks) -> Iterator[None]:
 
 
 def _normed(norm: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
-    """Do what a batch norm in training does, over the batch of all ranks."""
+    """Apply a batch norm; in training, with the statistics of all ranks' batches."""
     if not norm.training:
         return type(norm).forward(norm, x)
     factor = _update_factor(norm)
@@ -162,7 +162,7 @@ def _normed(norm: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
 
 
 def _update_factor(norm: _BatchNorm) -> float:
-    """Count a batch, and return how much of the running statistics it replaces."""
+    """Count a batch, and return the share of the running statistics that it replaces."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:

@@ -1,10 +1,10 @@
-"""Engines that take training steps: one after another, or recorded once and replayed.
+"""Engines that take training steps: one call after another, or recorded once and replayed.
 
-``Eager`` calls ``step.update`` step by step, which is right for a CPU. ``Graphed`` records one step
-and replays it: the images, the epoch's order and draws, the labels and the numbers of each step lie
-on the device, a position there says which batch is next, and nothing waits for the device between
-the first step of an epoch and its last. A GPU needs that, because its part of a step of these small
-networks takes less time than the many calls of one step take here.
+``Eager`` calls ``step.update`` for each step, which suits a CPU. ``Graphed`` records one step and
+replays it: the images, the epoch's order and draws, the labels and the numbers of each step are on
+the device, a counter there says which batch is next, and the host never waits for the device
+between the first and the last step of an epoch. A GPU needs that, because it computes a step of
+these small networks in less time than the host takes for the step's many calls.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from regrow.train.layout import unchanged
 from regrow.train.step import Batch, Numbers, Parts, update
 from regrow.train.treatment import Moment
 
-BATCHES_AHEAD = 4  # of images that are decoded while the network computes
+BATCHES_AHEAD = 4  # whose images are decoded while the network computes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """The inputs of an epoch: order, random draws and the numbers of steps; all on the CPU."""
+    """The inputs of an epoch: order, random draws and the numbers of each step; all on the CPU."""
 
     number: int  # counted from 0
     order: Tensor  # int64 [N], of the images
-    draws: Tensor  # int64 [N, ...], for the augmentation of each place of the order
-    holes: Tensor  # int64 [N, 2], the centres that are cut out there; [N, 0] without
+    draws: Tensor  # int64 [N, ...], for the augmentation of the image at each place of the order
+    holes: Tensor  # int64 [N, 2], the centres of its cutout; [N, 0] without cutout
     numbers: list[Numbers]  # of each step that is taken, floats
 
 
@@ -40,35 +40,35 @@ class Engine(Protocol):
     """Takes the steps of a training."""
 
     def begin(self, epoch: Epoch) -> None:
-        """Make an epoch the one whose steps are taken."""
+        """Set the epoch whose steps are taken next."""
 
     def step(self, place: int, *, seed: int) -> None:
-        """Take the step of a place in the epoch, with the network's own draws from a seed."""
+        """Take the step at a place in the epoch; ``seed`` is for the network's own draws."""
 
 
-class CannotRecord(Exception):  # no error: steps are taken one call at a time then
+class CannotRecord(Exception):  # not an error: steps are then taken one call at a time
     """The step cannot be recorded; the message says why."""
 
 
 class Recorder(Protocol):
-    """Records what a function does on a device, to do it again at little cost."""
+    """Records what a function does on a device, to replay it at little cost."""
 
     def record(
         self, body: Callable[[], None], *, prepare: Callable[[], object]
     ) -> Callable[[], None]:
-        """Return what replays the body; or ``CannotRecord``.
+        """Return a function that replays the body; or raise ``CannotRecord``.
 
-        May run the body any number of times before, each after ``prepare``.
+        May first run the body any number of times, each after ``prepare``.
         """
 
     def seed(self, seed: int) -> AbstractContextManager[None]:
-        """Let what is replayed inside draw its random numbers from a seed."""
+        """Seed the random numbers of what is replayed while active."""
 
 
 class Eager:
-    """One call after another; images in memory or streamed.
+    """Takes steps one call after another, on images in memory or streamed.
 
-    ``bounds`` are those of this process's share of each batch, where others take the rest.
+    ``bounds``: of this process's share of each batch, if other processes take the rest.
     """
 
     def __init__(self, parts: Parts, *, bounds: list[tuple[int, int]] | None = None) -> None:
@@ -80,7 +80,7 @@ class Eager:
         self._holes: list[Tensor] = []
 
     def begin(self, epoch: Epoch) -> None:
-        """Put the order where the images are: one copy an epoch, none for those being decoded."""
+        """Copy the epoch's inputs to where they are used: once, not batch by batch."""
         parts = self._parts
         at = parts.device if isinstance(parts.images, MemoryImages) else torch.device("cpu")
         order, draws = epoch.order.to(at), epoch.draws.to(at)
@@ -93,7 +93,7 @@ class Eager:
         self._epoch = epoch
 
     def step(self, place: int, *, seed: int) -> None:
-        """Gather, augment, update."""
+        """Gather a batch, augment it and update."""
         parts, moment = self._parts, self.moment(place)
         batch = self.fetch(place)
         parts.losses[place] = update(
@@ -108,18 +108,18 @@ class Eager:
             parts.counts[place] = parts.objective.count(batch.labels)
 
     def numbers(self, place: int) -> Numbers:
-        """Return the numbers of the step of a place."""
+        """Return the numbers of the step at a place."""
         assert self._epoch is not None
         return self._epoch.numbers[place]
 
     def moment(self, place: int) -> Moment:
-        """Return the moment of the step of a place."""
+        """Return the moment of the step at a place."""
         assert self._epoch is not None
         step = self._epoch.number * len(self._parts.bounds) + place
         return self._parts.moment(step, self.numbers(place).lr)
 
     def fetch(self, place: int) -> Batch:
-        """Return what the step of a place learns from, and announce the images after it."""
+        """Return the batch of the step at a place, and prefetch the images of the next ones."""
         parts = self._parts
         for later in self._batches[place : place + BATCHES_AHEAD]:
             parts.images.prefetch(*later, kind=parts.augmentation)
@@ -129,11 +129,11 @@ class Eager:
 
 
 class Graphed:
-    """Recorded steps over images in memory: one recording for each size of batch.
+    """Takes recorded steps on images in memory: one recording for each batch size.
 
     The hooks are recorded with the step and do not run again, so they must be functions of the
     tensors of the model and the moment alone. Tensors that a step changes keep their place in
-    memory; who restores a state copies into them.
+    memory; a state is restored by copying into them.
     """
 
     def __init__(self, parts: Parts, recorder: Recorder) -> None:
@@ -146,15 +146,15 @@ class Graphed:
         width = 0 if parts.recipe.cutout is None else 2
         self._holes = torch.zeros(num, width, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(len(parts.bounds), len(Numbers._fields), device=device)
-        self._first = torch.zeros((), dtype=torch.int64, device=device)  # step of the epoch
+        self._first = torch.zeros((), dtype=torch.int64, device=device)  # the epoch's first step
         self._place = torch.zeros((), dtype=torch.int64, device=device)
-        self._next = 0  # what stands in it, without asking the device
+        self._next = 0  # its value, known without reading it from the device
         self._replay: dict[int, Callable[[], None]] = {}
         # For steps on which masks change, which are never recorded.
         self._eager = None if parts.treatment.masks is None else Eager(parts)
 
     def begin(self, epoch: Epoch) -> None:
-        """Copy what differs from epoch to epoch into its place on the device."""
+        """Copy the inputs of the epoch into their places on the device."""
         if self._draws is None:
             self._draws = torch.zeros_like(epoch.draws, device=self._parts.device)
         self._order.copy_(epoch.order)
@@ -167,9 +167,9 @@ class Graphed:
         torch.index_select(self._parts.labels, 0, self._order, out=self._labels)
 
     def step(self, place: int, *, seed: int) -> None:
-        """Replay a step; the first of each size of batch is recorded before.
+        """Replay a step; the first of each batch size is recorded before.
 
-        ``CannotRecord`` leaves the training as it was.
+        ``CannotRecord`` leaves the training unchanged.
         """
         if self._eager is not None and self._parts.changes_masks(self._eager.moment(place)):
             self._eager.step(place, seed=seed)
@@ -193,11 +193,10 @@ class Graphed:
             )
 
     def _body(self, size: int) -> None:
-        """Take the step at the position on the device, and move that on."""
+        """Take the step at the place stored on the device, and advance that place."""
         parts = self._parts
         assert self._draws is not None
-        # Batches before this one are all of the recipe's size, except that there is one of another
-        # size at most, which is the last.
+        # All batches before this one have the recipe's size: only the last can have another.
         start = self._place * parts.recipe.batch
         places = start + torch.arange(size, device=parts.device)
         pixels = parts.images.batch(self._order.index_select(0, places))
@@ -217,7 +216,7 @@ class Graphed:
         self._place.add_(1)
 
     def _tensors(self) -> list[Tensor]:
-        """Return all that a step changes."""
+        """Return all tensors that a step changes."""
         parts = self._parts
         model = parts.model
         everything = [*model.parameters(), *model.buffers(), *parts.averages, self._place]
@@ -227,5 +226,5 @@ class Graphed:
 
 
 def on_device(images: Images, device: torch.device) -> Images:
-    """Put images that lie in memory onto the device; streamed ones follow batch by batch."""
+    """Copy images in memory to the device; streamed ones are copied batch by batch."""
     return images.to(device) if isinstance(images, MemoryImages) else images

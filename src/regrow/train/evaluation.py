@@ -23,9 +23,9 @@ EVALUATION_BATCH = 256  # the paper's
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A network's score by its task's metric, unscaled, on ``num`` examples; its mean ``loss``.
+    """A network's unscaled score by its task's metric and mean ``loss``, on ``num`` examples.
 
-    ``error`` is the score's standard error over the examples, None where it follows from the count.
+    ``error`` is the score's standard error over the examples, None if it follows from the count.
     """
 
     score: float
@@ -61,10 +61,10 @@ def evaluate(
     images = on_device(images, device)
     labels = images.labels.to(device)
     factors = scaling_of(dataset, device)
-    # Indices lie where the images are read: decoding is the CPU's.
+    # Indices are on the images' device; streamed images are decoded on the CPU.
     places = torch.arange(len(images), device=device if isinstance(images, MemoryImages) else "cpu")
     order = torch.split(places, batch)
-    # By batch, so that sums are taken in one order, however many ranks there are.
+    # By batch, so that the order of sums does not depend on the number of ranks.
     tallies: dict[int, Tensor] = {}
     losses = torch.zeros(len(order), dtype=torch.float64, device=device)
     counts = torch.zeros(len(order), dtype=torch.int64, device=device)
@@ -97,8 +97,8 @@ def evaluate(
 
 
 def _stacked(tallies: Mapping[int, Tensor], num: int, ranks: Ranks) -> Tensor:
-    """Return the tallies of a rank's own batches among all: zeros for the others'."""
-    # A rank without a batch learns here how many sums a tally has.
+    """Return the tallies of all batches, with zeros for those of other ranks."""
+    # A rank without a batch does not know how many sums a tally has.
     width = ranks.most(max((len(tally) for tally in tallies.values()), default=0))
     sums = torch.zeros(num, width, dtype=torch.float64)
     for place, tally in tallies.items():
@@ -108,7 +108,7 @@ def _stacked(tallies: Mapping[int, Tensor], num: int, ranks: Ranks) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and back into the mode that it had."""
+    """Put every module into evaluation mode, and restore its mode at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,8 +1,8 @@
-"""Convolutions in float32 on a CPU in less time than PyTorch's.
+"""Float32 convolutions on a CPU that are faster than PyTorch's.
 
-Those of 3x3 in fewer multiplications (``regrow/models/winograd.py`` has the arithmetic), over small
-maps and of 1x1 as products of matrices. Their results are those of a convolution but for rounding:
-single results are off by some 1e-5 of the largest, where PyTorch's own are by 1e-6.
+3x3 convolutions use fewer multiplications (the algorithm is in ``regrow/models/winograd.py``); 1x1
+convolutions, and those on small maps, are matrix products. Results are those of a convolution up to
+rounding: single values are off by some 1e-5 of the largest, PyTorch's own by 1e-6.
 """
 
 from collections.abc import Iterator
@@ -21,21 +21,21 @@ from regrow.train.small_maps import computed_by, plain_convolutions, product
 
 LAST = torch.channels_last
 FEWEST_CHANNELS = 8
-TILED_PIXELS = 3  # of a map's side, at least; smaller maps are products of matrices
+TILED_PIXELS = 3  # least length of a map's longer side; smaller maps are matrix products
 
 
 @contextmanager
 def fast_convolutions(model: nn.Module) -> Iterator[None]:
-    """Let a network's convolutions be computed so where that is faster.
+    """Compute a network's convolutions in these ways while active, where that is faster.
 
-    For a forward pass in float32; the modules stay what they are.
+    For forward passes in float32; the modules are not changed.
     """
     with computed_by(_convolved, plain_convolutions(model, is_fast)):
         yield
 
 
 def is_fast(module: nn.Conv2d) -> bool:
-    """Tell whether a convolution is computed here, if its map allows that."""
+    """Return whether a convolution can be computed here, if its input allows it."""
     return (
         module.stride == (1, 1)
         and module.dilation == (1, 1)
@@ -47,7 +47,7 @@ def is_fast(module: nn.Conv2d) -> bool:
 
 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return what a convolution returns."""
+    """Compute a convolution, by PyTorch if the input does not allow another way."""
     weight, bias = conv.weight, conv.bias
     if not (
         x.dim() == 4

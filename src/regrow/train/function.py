@@ -4,7 +4,7 @@
         for epoch in range(budget.epochs): ...   # in place; no epochs: only measure
         return {"accuracy": ...}                  # or one number
 
-The function is not told which arm it trains: each gets the same kind of ``Allowance``. Beside its
+The function is not told which arm it trains: each gets the same kind of ``Allowance``. Besides its
 metrics it may return the training loss and the learning rate of each epoch (``train.by_epoch``).
 """
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 Unit = Literal["epochs", "steps", "samples"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 FORM = "my_train.py:train or package.module:train"
-MOST_PRINTED = 4000  # characters of what a function printed that a failure keeps
+MOST_PRINTED = 4000  # last characters of a function's output, kept for error messages
 MOST_METRICS = 100
-# Examples of an epoch, by function, as earlier trainings in this process show: for progress alone.
+# Examples in an epoch, by function, as seen in this process's earlier trainings: only for progress.
 _epoch_samples: "dict[TrainFunction, float]" = {}
 
 
@@ -45,13 +45,13 @@ class Allowance:
     """The budget of one call of a training function.
 
     Attributes:
-        amount, unit: so many epochs, steps (updates) or samples (training examples seen, repeated
-            ones too). 0: nothing is trained, the network is only measured.
+        amount, unit: the number of epochs, steps (updates) or samples (training examples seen,
+            with repeats). 0: nothing is trained, the network is only measured.
         whole: the amount that the unpruned network has for its whole training.
-        flops_per_sample: of training on one example, three forward passes of the network at hand.
-        device: the device that the network lies on.
+        flops_per_sample: FLOPs of training on one example, three forward passes of this network.
+        device: the device of the network.
         inherited: True if the network starts from the weights that pruning left.
-        on_done: told how much of the amount is done, by a loop over the allowance itself.
+        on_done: called with the amount that is done, by a loop over the allowance itself.
     """
 
     amount: int
@@ -63,13 +63,13 @@ class Allowance:
     on_done: Callable[[int], None] = field(default=_tell_nobody, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[int]:
-        """Count from 0 to the amount, and tell how far the work is: ``for epoch in budget:``."""
+        """Count from 0 to the amount and report progress: ``for epoch in budget:``."""
         for number in range(self.amount):
             yield number
             self.on_done(number + 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out whom it tells: a copy in another process tells nobody."""
+        """Leave out ``on_done``: a copy in another process reports to nobody."""
         return {**vars(self), "on_done": _tell_nobody}
 
     @property
@@ -108,7 +108,7 @@ class Allowance:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """The metrics that a call returned, and counts of what it did with the network.
+    """The metrics that a call returned, and counts of its training passes.
 
     ``not_finite`` names metrics that were returned as nan or infinity and are left out.
     ``history`` has a line for each epoch whose training loss was returned, and ``unusable`` says
@@ -129,7 +129,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class TrainFunction:
-    """A training function by its place, and the digest of its source.
+    """A training function, named by its file or module, and the digest of its source.
 
     >>> TrainFunction.read("nowhere")
     Traceback (most recent call last):
@@ -141,11 +141,9 @@ class TrainFunction:
 
     @classmethod
     def read(cls, text: Any) -> "TrainFunction":
-        """Find a function and check that it can be called as it will be."""
+        """Find a function and check that it can be called with (model, budget, seed)."""
         if not isinstance(text, str) or not text.rpartition(":")[0]:
-            raise ConfigError(
-                f"A training function is named by its place, {FORM}. Got {short(text)}."
-            )
+            raise ConfigError(f"A training function must be given as {FORM}. Got {short(text)}.")
         function, file = code_at(text)
         if not callable(function):
             raise ConfigError(
@@ -172,7 +170,7 @@ class TrainFunction:
         metric: str = "",
         on_pass: Callable[[float, int], None] = lambda share, samples: None,
     ) -> Spent:
-        """Train a network in place, and return what the function says it reached.
+        """Train a network in place; return the function's metrics and what was spent.
 
         ``metric``, to compare by, must be finite if it is returned. ``on_pass`` is called before
         each training pass with the share of the allowance spent, as far as known, and the number
@@ -180,7 +178,7 @@ class TrainFunction:
 
         Raises:
             TrainingError: the training diverged.
-            CodeError: the function fails, or returns or leaves what cannot be used.
+            CodeError: the function fails, or its result or the network it leaves cannot be used.
             ConfigError: its file changed since it was read.
         """
         printed = _Tail()
@@ -189,7 +187,7 @@ class TrainFunction:
         if digest_of_source(file) != self.digest:
             raise ConfigError(
                 f"{self.text} was edited while the comparison ran. Start the same command again: "
-                "networks that the earlier text trained are trained again."
+                "networks that the earlier version trained are trained again."
             )
         meter = _Meter(allowance, on_pass, epoch=_epoch_samples.get(self, 0.0))
         before = _Shapes.of(model)
@@ -279,7 +277,7 @@ def _named(metric: str) -> str:
 
 
 def amount_of(value: Any, unit: Any) -> tuple[int, Unit]:
-    """Check a budget: so many of a unit."""
+    """Check the amount and the unit of a budget."""
     if unit not in UNITS:
         raise ConfigError(f"Budget: {unknown('unit', str(unit), UNITS)}")
     if not is_int(value, least=1):
@@ -290,9 +288,9 @@ def amount_of(value: Any, unit: Any) -> tuple[int, Unit]:
 
 
 class _Meter:
-    """Counts the training examples and passes of a network that it is told of.
+    """Counts the training examples and passes of a network.
 
-    ``epoch``: the examples of an epoch, 0 until it is known.
+    ``epoch``: the number of examples in an epoch, 0 while unknown.
     """
 
     def __init__(
@@ -303,9 +301,9 @@ class _Meter:
         self.names: tuple[str, ...] = ()
         self._allowance = allowance
         self._on_pass = on_pass
-        self._batch = 0  # the size of the last
+        self._batch = 0  # size of the last one
         self._epoch = epoch
-        self._done = 0  # of the allowance, where the function tells
+        self._done = 0  # of the allowance, if the function reports it
 
     def saw(self, shape: tuple[int, ...]) -> None:
         batch = shape[0] if shape else 1
@@ -318,11 +316,11 @@ class _Meter:
         self._on_pass(self._share(), self.samples)
 
     def did(self, amount: int) -> None:
-        """Note how much of the allowance the function says is done."""
+        """Record the amount of the allowance that the function reports as done."""
         self._done = amount
 
     def _share(self) -> float:
-        """Return which share of the allowance is spent, below 1; 0 where that does not show."""
+        """Return the share of the allowance that is spent, below 1; 0 if unknown."""
         epochs = self.samples / self._epoch if self._epoch else 0.0
         seen = {"samples": self.samples, "steps": self.passes, "epochs": epochs}
         done = max(seen[self._allowance.unit], self._done)
@@ -331,7 +329,7 @@ class _Meter:
 
 @contextmanager
 def _watched(model: "nn.Module", meter: _Meter) -> Iterator[None]:
-    """Tell a meter of each training pass of a network, or of a copy made of it."""
+    """Count each training pass of a network, or of copies of it, in a meter."""
     handle = model.register_forward_pre_hook(_TrainingHook(meter), with_kwargs=True)
     try:
         yield
@@ -340,7 +338,7 @@ def _watched(model: "nn.Module", meter: _Meter) -> Iterator[None]:
 
 
 class _TrainingHook:
-    """A hook on a network; copies of the network share it, and pickles of it have an idle one."""
+    """A hook on a network; copies of the network share it, unpickled ones get an idle one."""
 
     def __init__(self, meter: _Meter | None = None) -> None:
         self._meter = meter
@@ -366,9 +364,9 @@ class _TrainingHook:
 def _handed(
     network: "nn.Module", args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Name the inputs of a call that hold examples; none where the network's code has no names.
+    """Return the names of a call's inputs that hold examples; none if they have no names.
 
-    A tensor without dimensions is none: a loss's count of items, say.
+    A tensor without dimensions does not count, such as the number of terms of a loss.
     """
     try:
         signature = inspect.signature(network.forward)
@@ -399,9 +397,9 @@ def _tensors(value: Any) -> Iterator[Any]:
 
 @contextmanager
 def _own_randomness(seed: int) -> Iterator[None]:
-    """Start the generators of Python, numpy and PyTorch from a seed, and put them back after.
+    """Seed the generators of Python, numpy and PyTorch, and restore their states at the end.
 
-    So arms that share a seed share what their function draws, even if it seeds nothing itself.
+    So arms that share a seed draw the same numbers, even if their function seeds nothing itself.
     """
     import numpy as np
     import torch
@@ -457,7 +455,7 @@ class _Shapes:
 
     @classmethod
     def of(cls, model: "nn.Module") -> "_Shapes":
-        """Look at a network."""
+        """Record the shapes and the digest of a network."""
         from regrow.core.digests import digest_of
 
         parameters = {name: p.detach().cpu() for name, p in model.named_parameters()}

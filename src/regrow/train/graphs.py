@@ -1,7 +1,7 @@
 """CUDA graphs: a step is recorded once, and one call replays its hundreds of kernels.
 
-Several trainings may record and replay in threads of one process, each on a stream of its own.
-Recording is one at a time; replaying is not hindered by it.
+Several trainings may record and replay in threads of one process, each on its own stream. Only one
+records at a time; the others can replay meanwhile.
 """
 
 import gc
@@ -13,18 +13,19 @@ import torch
 from regrow.core.global_rng import TURN
 from regrow.train.engine import CannotRecord
 
-# Before a recording, as PyTorch asks: libraries choose their kernels and take their memory then.
+# Runs before a recording, as PyTorch requires: libraries choose kernels and allocate memory then.
 WARM_UPS = 3
-# The host may be this many replays ahead at most (twice, before it waits). The device never runs
-# dry, and progress, checkpoints and Ctrl-C are no more than a fraction of a second late.
+# After this many replays the host waits for those before them, so it is at most twice as far ahead.
+# The device never idles, and progress, checkpoints and Ctrl-C are at most a fraction of a second
+# late.
 REPLAYS_AHEAD = 32
 
 
 class CudaGraphs:
     """The graphs of one training on one device.
 
-    They share a pool of memory, because they never run at the same time, and a generator of their
-    own, so that the dropout of one training does not draw the numbers of another.
+    They share a memory pool, because they never run at the same time, and a generator that is this
+    training's alone, so that its dropout does not draw from the numbers of another.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,11 +38,11 @@ class CudaGraphs:
     def record(
         self, body: Callable[[], None], *, prepare: Callable[[], object]
     ) -> Callable[[], None]:
-        """Warm the body up and record it; what it changes is changed by the warm-up."""
+        """Warm the body up and record it; the warm-up changes what the body changes."""
         try:
             with TURN, self._own_generator(), _no_collection():
                 graph = self._capture(body, prepare)
-        except RuntimeError as error:  # also what torch raises where memory runs out
+        except RuntimeError as error:  # includes running out of memory
             raise CannotRecord(f"{type(error).__name__}: {error}") from error
 
         def replay() -> None:
@@ -67,21 +68,21 @@ class CudaGraphs:
                     prepare()
                     body()
             graph = torch.cuda.CUDAGraph()
-            # Thread-local: what other trainings do meanwhile on their streams is allowed.
+            # Thread-local: other trainings may use their streams meanwhile.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
             ):
                 body()
         finally:
-            # A recording that fails may leave its stream current; and what the warm-up did is to be
-            # undone after it, not meanwhile.
+            # A recording that fails may leave its stream current; and the effects of the warm-up
+            # must not be undone before it has finished.
             torch.cuda.set_stream(current)
             current.wait_stream(stream)
         return graph
 
     @contextmanager
     def _own_generator(self) -> Iterator[None]:
-        """Let the device's default generator be this training's; only in ``TURN``."""
+        """Use this training's generator as the device's default; only while holding ``TURN``."""
         default = torch.cuda.default_generators[self._device.index]
         before = default.graphsafe_get_state()
         default.graphsafe_set_state(self._generator.graphsafe_get_state())
@@ -104,10 +105,10 @@ _SIDE: dict[int, torch.cuda.Stream] = {}
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream to record on: the thread's own, or one beside the default stream.
+    """Return the stream to record on: the current one, or a side stream if that is the default.
 
-    Not a new one for each recording: torch has 32 in all and hands them out in turn, and two
-    trainings that record on one stream would share a workspace of cuBLAS when they replay.
+    Not a new one for each recording: torch has only 32 and hands them out in turn, and two
+    trainings that record on one stream would share a cuBLAS workspace when they replay.
     """
     current = torch.cuda.current_stream(device)
     if current != torch.cuda.default_stream(device):

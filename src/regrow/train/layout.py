@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from regrow.core.global_rng import drawing
 
-IMAGES = 2  # a batch norm learns from no fewer
+IMAGES = 2  # the fewest that a batch norm can train on
 REFUSAL = (
-    "view size is not compatible"  # what PyTorch says of a view that the layout does not allow
+    "view size is not compatible"  # in PyTorch's error for a view that the layout does not allow
 )
 NOTICE = (
     "It is trained in PyTorch's default memory layout rather than in channels-last, because its "
@@ -19,23 +19,23 @@ NOTICE = (
 
 
 def lay_out_(model: nn.Module, example_shapes: Mapping[nn.Module, Sequence[int]]) -> bool:
-    """Lay a network out in channels-last, if its code allows that; tell whether it does.
+    """Convert a network to channels-last if its code allows it; return whether it does.
 
-    ``shown``: the shape of an image, without the batch, for the network or each of its parts.
+    ``example_shapes``: the shape of an image, without the batch, for the network or each part.
     """
     model.to(memory_format=torch.channels_last)
     if all(takes_channels_last(part, image) for part, image in example_shapes.items()):
         return True
     for parameter in model.parameters():
-        # Copied, because of a 1x1 kernel PyTorch may keep strides that mean channels-last.
+        # Cloned, because PyTorch may keep channels-last strides for a 1x1 kernel.
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return False
 
 
 def takes_channels_last(model: nn.Module, image: Sequence[int]) -> bool:
-    """Tell whether a network, laid out as it is, computes on images in channels-last.
+    """Return whether a network, in its present layout, accepts images in channels-last.
 
-    By letting it. It stays as it is, and so do the default random generators.
+    By trying it; the network and the default random generators are left unchanged.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     x = torch.zeros(IMAGES, *image, device=device).contiguous(memory_format=torch.channels_last)
@@ -43,14 +43,14 @@ def takes_channels_last(model: nn.Module, image: Sequence[int]) -> bool:
         try:
             model(x)
         except Exception as error:
-            # Any other error is not the layout's: the first step will run into it, and tell.
+            # Any other error is not about the layout: the first step will raise it again.
             return REFUSAL not in str(error)
     return True
 
 
 @contextmanager
 def unchanged(tensors: list[Tensor]) -> Iterator[None]:
-    """Give tensors their values back at the end, in place."""
+    """Restore the values of tensors at the end, in place."""
     before = [tensor.detach().clone() for tensor in tensors]
     try:
         yield

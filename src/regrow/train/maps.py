@@ -1,4 +1,4 @@
-"""Maps in memory as compiled kernels take them: the channels of a pixel side by side."""
+"""Feature maps in memory as the compiled kernels take them: a pixel's channels are adjacent."""
 
 import threading
 from dataclasses import dataclass, replace
@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_memory = threading.local()  # that kernels work in, one a thread
+_memory = threading.local()  # scratch memory of the kernels, one per thread
 
 
 @dataclass(frozen=True)
 class Map:
-    """Some channels of ``[images, height, width, all channels]``."""
+    """A range of channels of a map ``[images, height, width, all channels]``."""
 
-    data: Tensor  # keeps the memory
+    data: Tensor  # owns the memory
     size: tuple[int, int, int]  # images, height, width
     channels: int
-    between: int  # channels from pixel to pixel
+    between: int  # distance from pixel to pixel, in channels
     first: int = 0
 
     @staticmethod
@@ -29,7 +29,7 @@ class Map:
     def empty(
         size: tuple[int, int, int], channels: int, dtype: torch.dtype = torch.float32
     ) -> "Map":
-        """Return a map at whose end there is room for a vector of channels."""
+        """Return an uninitialised map, with room for a vector of channels at its end."""
         from regrow.models.vectors import LANES
 
         images, height, width = size
@@ -38,16 +38,16 @@ class Map:
 
     @staticmethod
     def copied(x: Tensor) -> "Map":
-        """Return a copy of a tensor at whose end there is room for a vector of channels."""
+        """Return a copy of a tensor, with room for a vector of channels at its end."""
         images, channels, height, width = x.shape
         found = Map.empty((images, height, width), channels, x.dtype)
         found.tensor().copy_(x)
         return found
 
     def tensor(self) -> Tensor:
-        """Return ``[images, channels, height, width]`` in the same memory.
+        """Return the map as ``[images, channels, height, width]``, in the same memory.
 
-        No view in the eyes of autograd, which counts changes of it alone.
+        To autograd it is not a view: only changes of this tensor itself are counted.
         """
         images, height, width = self.size
         row, image = width * self.between, height * width * self.between
@@ -56,17 +56,17 @@ class Map:
         return found.set_(self.data.untyped_storage(), self.first, shape, strides)
 
     def part(self, first: int, channels: int) -> "Map":
-        """Return so many channels from one on."""
+        """Return the map of ``channels`` channels from ``first`` on."""
         return replace(self, first=self.first + first, channels=channels)
 
     @property
     def address(self) -> int:
-        """Return where the first number lies."""
+        """Return the memory address of the first number."""
         return self.data.data_ptr() + self.data.element_size() * self.first
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """Return images, height, width, channels, and channels from pixel to pixel."""
+        """Return images, height, width, channels, and the distance from pixel to pixel."""
         return *self.size, self.channels, self.between
 
     @property
@@ -77,13 +77,13 @@ class Map:
 
     @property
     def rows(self) -> tuple[int, int, int]:
-        """Return pixels, channels, and channels from pixel to pixel."""
+        """Return pixels, channels, and the distance from pixel to pixel."""
         return self.pixels, self.channels, self.between
 
 
 def room(num: int) -> Tensor:
-    """Return room for so many numbers, kept from call to call."""
+    """Return scratch memory for ``num`` numbers, reused from call to call."""
     found: Tensor | None = getattr(_memory, "room", None)
     if found is None or len(found) < num:
-        found = _memory.room = torch.zeros(num)  # a block's last rows are computed with, not read
+        found = _memory.room = torch.zeros(num)  # kernels compute on unused last rows too
     return found

@@ -1,4 +1,4 @@
-"""Masked weights of a network that trains: held at zero, and counted where their masks change."""
+"""Masked weights during training: held at zero, and counted if their masks change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from regrow.errors import ConfigError, TrainingError, unknown
 
 
 class MaskedWeights:
-    """The masks of a network's parameters, as factors of 1 (stays) and 0 that lie beside them.
+    """The masks of a network's parameters, as factors of 1 (kept) and 0 on the same device.
 
-    ``kept`` has booleans by parameter that broadcast over it. The factors are changed in place.
+    ``masks`` has booleans by parameter that broadcast over it. The factors are changed in place.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -38,7 +38,7 @@ class MaskedWeights:
         self.zero_gradients_()
 
     def zero_gradients_(self) -> None:
-        """Zero the gradients of masked weights, so that the optimiser remembers nothing of them."""
+        """Zero the gradients of masked weights, so that they leave no optimiser state."""
         pairs = zip(self.parameters, self.factors.values(), strict=True)
         gradients = [(p.grad, f) for p, f in pairs if p.grad is not None]
         if gradients:
@@ -53,7 +53,7 @@ class MaskedWeights:
         }
 
     def num_kept(self) -> dict[str, int]:
-        """Count the weights of each parameter that stay; masks of other numbers are an error."""
+        """Count the kept weights of each parameter; a mask of other numbers is an error."""
         for name, factor in self.factors.items():
             if not bool(((factor == 0) | (factor == 1)).all()):
                 raise TrainingError(
@@ -65,15 +65,15 @@ class MaskedWeights:
 
 @dataclass(kw_only=True)
 class SparsePasses:
-    """A count of the weights that took part in the passes of a training whose masks change.
+    """A count of the weights used in the passes of a training whose masks change.
 
     An image takes three passes: forward, and backward once for the inputs' gradients and once for
-    the weights'. The last is dense where gradients of masked weights are looked at.
+    the weights'. The last is dense if gradients of masked weights are used.
 
     Attributes:
-        sizes: the weights of each masked parameter.
-        num_kept: those of them that stay at present.
-        weights: the sum over images and passes of the weights that took part, by parameter.
+        sizes: the number of weights of each masked parameter.
+        num_kept: how many of them are kept at present.
+        weights: the number of weights used, summed over images and passes, by parameter.
     """
 
     sizes: Mapping[str, int]
@@ -82,7 +82,7 @@ class SparsePasses:
 
     @classmethod
     def of(cls, masked: MaskedWeights) -> "SparsePasses":
-        """Return the count of a training that begins with these masks."""
+        """Start the count of a training that begins with these masks."""
         sizes = {name: factor.numel() for name, factor in masked.factors.items()}
         return cls(sizes=sizes, num_kept=masked.num_kept())
 
@@ -93,7 +93,7 @@ class SparsePasses:
             self.weights[name] = self.weights.get(name, 0) + images * (2 * num + last)
 
     def densities(self, images: int) -> dict[str, float]:
-        """Return the mean share of each parameter's weights that took part, over all passes."""
+        """Return the mean share of each parameter's weights that was used, over all passes."""
         return {
             name: total / (3 * images * self.sizes[name]) for name, total in self.weights.items()
         }

@@ -1,6 +1,6 @@
 """The data of a job, and the setting that its speed depends on.
 
-PyTorch, which takes seconds to import, is imported only where data are looked at.
+PyTorch, which takes seconds to import, is imported only when data are read.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ OF_A_STEP = ("batch", "precision", "engine", "channels_last", "optimiser", "ema"
 
 
 class ScoredOn(Protocol):
-    """The test set that a job's network is scored on, as far as a report asks."""
+    """What a report needs to know of the test set that a job's network is scored on."""
 
     @property
     def metric(self) -> Metric:
@@ -26,7 +26,7 @@ class ScoredOn(Protocol):
 
     @property
     def task(self) -> str | None:
-        """The name of what is learnt; None where a function of one's own knows it alone."""
+        """The name of the task; None if only a user's training function knows it."""
 
     @property
     def num_test(self) -> int | None:
@@ -41,9 +41,9 @@ class ScoredOn(Protocol):
 class Material:
     """The examples of a job: how to load them, the identity of their content, their shape.
 
-    ``model_arguments``: arguments of models that these data fix. ``inputs``: the text of an
-    example, where that is more than one tensor of ``shape``, or is of tokens. ``baseline``: what
-    the baseline of the task's metric scores on the test set, unscaled, where it is known.
+    ``model_arguments``: arguments of models that the data determine. ``inputs``: an example's
+    inputs as text, if it has more than one tensor of ``shape``, or tokens. ``baseline``: the
+    unscaled score of the metric's baseline on the test set, if it is known.
     """
 
     spec: DataSpec
@@ -55,11 +55,11 @@ class Material:
     task: str = IMAGE_TASK
     baseline: float | None = None
     inputs: str | None = None
-    notices: tuple[str, ...] = ()  # for people: no part of any key
+    notices: tuple[str, ...] = ()  # for users; not part of any key
 
     @property
     def classes(self) -> int:
-        """The number of classes that models of images are built with; 0 if with none."""
+        """The number of classes that models of images are built with; 0 if there are none."""
         return dict(self.model_arguments).get("classes", 0)
 
     @property
@@ -75,7 +75,7 @@ class Material:
     def model(self, model: ModelSpec) -> ModelSpec:
         """Return a model for these data; one that takes other arguments is a ``ConfigError``.
 
-        A network by its origin takes what it has arguments for, and is tried later.
+        A network given by its origin takes those arguments that it has, and is tried later.
         """
         arguments, entry = dict(self.model_arguments), MODELS.get(model.name)
         names = entry.from_data
@@ -91,9 +91,9 @@ class Material:
 
 
 def material_of(spec: DataSpec) -> Material:
-    """Look at a data set: its shape, its size, the identity of its content, its task."""
+    """Load a data set and return its shape, its size, the identity of its content and its task."""
     if spec.task is not None:
-        TASKS.key(spec.task)  # what is unknown is said before data are read
+        TASKS.key(spec.task)  # an unknown task is refused before data are read
     from regrow.data import fingerprint, load  # imports PyTorch
 
     with altered_entries() as altered:
@@ -126,6 +126,6 @@ class Setting:
 
     @classmethod
     def of(cls, model: ModelSpec, data: Material, recipe: Recipe) -> "Setting":
-        """Keep of a recipe what a step's time and memory depend on."""
+        """Make a setting with only those fields of a recipe that affect a step's time or memory."""
         speed = Recipe(**{name: getattr(recipe, name) for name in OF_A_STEP})
         return cls(model, data, speed)

@@ -1,14 +1,14 @@
-"""Objectives: the loss that a training descends, a criterion differentiates, a test measures.
+"""Objectives: losses that trainings minimise, criteria differentiate and evaluations measure.
 
 An objective is one function from a network's outputs and the targets to losses; everything else
 (the mean over a batch, an epoch, a split, or the shares of several ranks) follows from their sum
-and their number. A file given by ``--with`` adds one like any other::
+and their number. A file given by ``--with`` can add one::
 
     @register_objective("huber")
     def huber(outputs: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
         return F.huber_loss(outputs, targets, delta=delta, reduction="none").mean(dim=1)
 
-A recipe asks for it by ``objective: {name: huber, delta: 0.5}``.
+A recipe uses it with ``objective: {name: huber, delta: 0.5}``.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,20 +26,20 @@ if TYPE_CHECKING:  # a study file is read without PyTorch
 
 Losses = Callable[..., "Tensor"]
 F = TypeVar("F", bound=Losses)
-PASSED = ("outputs", "targets", "teacher")  # what a training hands to the function
+PASSED = ("outputs", "targets", "teacher")  # what a training passes to the function
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A sum of losses, and how many terms that sum has.
+    """A function of losses, and the number of terms in their sum.
 
     Attributes:
         losses: (outputs, targets) -> one loss for each example or token, of any shape, or their
             sum; ``outputs`` is whatever the network returns, computed or cast to float32. It must
             be made of tensor operations that do not wait for the device, because on a GPU it is
             recorded with the step.
-        count: targets -> the number of terms: an int, or a tensor where the values decide (tokens
-            that are not padding).
+        count: targets -> the number of terms: an int, or a tensor if it depends on the values
+            (tokens that are not padding).
         needs_teacher: whether ``losses`` also takes ``teacher``, the outputs of another network
             for the same inputs.
     """
@@ -56,7 +56,7 @@ class Objective:
         return losses.sum() if losses.dim() else losses
 
     def mean(self, outputs: Any, targets: Any, *, teacher: Any = None) -> "Tensor":
-        """Return the mean of the losses, 0 where nothing counts."""
+        """Return the mean of the losses, 0 if there are no terms."""
         count = self.count(targets)
         least = max(count, 1) if isinstance(count, int) else count.clamp(min=1)
         return self.total(outputs, targets, teacher=teacher) / least
@@ -65,7 +65,7 @@ class Objective:
 @dataclass(frozen=True, kw_only=True)
 class _ObjectiveEntry:
     objective: Objective
-    bounds: Mapping[str, tuple[float, float]]  # the least and the most of arguments
+    bounds: Mapping[str, tuple[float, float]]  # the lowest and highest value of arguments
 
 
 OBJECTIVES: Registry[_ObjectiveEntry] = Registry(
@@ -80,9 +80,9 @@ def register_objective(
     needs_teacher: bool = False,
     bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[F], F]:
-    """Register a function of losses under a name; its keyword arguments are a study's to give.
+    """Register a function of losses under a name; a study can set its keyword arguments.
 
-    What is no number where the default is one is refused, and what lies outside of ``bounds``.
+    An argument must be a number if its default is one, and must lie within its ``bounds``.
     """
 
     def register(losses: F) -> F:
@@ -100,7 +100,7 @@ def register_objective(
 
 @cache
 def make_objective(choice: Choice) -> Objective:
-    """Return a registered objective with its arguments; a ``ConfigError`` offers nearest names."""
+    """Return a registered objective with its arguments; a ``ConfigError`` suggests names."""
     entry = OBJECTIVES.get(choice.name)
     objective, arguments = entry.objective, choice.arguments
     where = f"objective {objective.name!r}"
@@ -123,14 +123,14 @@ def cross_entropy(
 ) -> "Tensor":
     """Sum -log p(class) over images; of logits [N, classes] and class ids [N].
 
-    With ``label_smoothing`` s the target gives 1 - s to the class, and s to all classes alike
-    (Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv:1512.00567).
+    With ``label_smoothing`` s the target is 1 - s for the class, plus s spread evenly over all
+    classes (Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv:1512.00567).
     """
     from torch.nn import functional
 
     logits = logits_of(outputs)
     if logits.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
-        # PyTorch would take numbers for probabilities of classes, and tokens for classes.
+        # PyTorch would accept numbers as probabilities of classes, and tokens as classes.
         unit = "numbers" if targets.is_floating_point() else "targets"
         raise TrainingError(
             f"The network returns {tuple(logits.shape)} for {unit} of {tuple(targets.shape)}. It "
@@ -174,7 +174,7 @@ def distillation(
 
 @register_objective("mean-squared-error")
 def mean_squared_error(outputs: "Tensor", targets: "Tensor") -> "Tensor":
-    """Sum (output - target)^2 over examples, of several outputs their mean: [N, ...] both."""
+    """Sum (output - target)^2 over examples, averaged over an example's outputs: [N, ...] both."""
     values = logits_of(outputs)
     if values.numel() != targets.numel():
         raise TrainingError(
@@ -186,7 +186,7 @@ def mean_squared_error(outputs: "Tensor", targets: "Tensor") -> "Tensor":
     return difference.square().mean(1)
 
 
-IGNORED = -100  # a target that no loss is taken of, as in PyTorch
+IGNORED = -100  # a target without a loss, as in PyTorch
 
 
 def count_tokens(targets: "Tensor") -> "Tensor":
@@ -196,7 +196,7 @@ def count_tokens(targets: "Tensor") -> "Tensor":
 
 @register_objective("token-cross-entropy", count=count_tokens)
 def token_cross_entropy(outputs: "Tensor", targets: "Tensor") -> "Tensor":
-    """Sum -log p(token) over tokens; of logits [N, ..., tokens known] and token ids [N, ...].
+    """Sum -log p(token) over tokens; of logits [N, ..., vocabulary] and token ids [N, ...].
 
     Targets of -100 (padding) count neither in the sum nor in the mean.
     """
@@ -206,7 +206,7 @@ def token_cross_entropy(outputs: "Tensor", targets: "Tensor") -> "Tensor":
     if logits.shape[:-1] != targets.shape:
         raise TrainingError(
             f"The network returns {tuple(logits.shape)} for targets of {tuple(targets.shape)}. It "
-            "must return logits for each of them, in a last dimension."
+            "must return logits for each of them, in the last dimension."
         )
     return functional.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"

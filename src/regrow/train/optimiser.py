@@ -1,9 +1,8 @@
-"""Optimisers: how gradients, a rate and a weight decay change the parameters.
+"""Optimisers: how gradients, learning rate and weight decay change the parameters.
 
-An optimiser is one function that updates lists of tensors in place, and the names of what it
-remembers of each parameter. All of it lies in tensors that are made once, zero, so that a state can
-be restored to the bit and a step can be recorded on a GPU. A file given by ``--with`` adds one like
-any other::
+An optimiser is one function that updates lists of tensors in place, and the names of its state for
+each parameter. All state is in tensors that are created once, as zeros, so that it can be restored
+bit for bit and a step can be recorded on a GPU. A file given by ``--with`` can add one::
 
     @register_optimiser("sign", state=("average",))
     def sign(parameters, gradients, state, *, lr, weight_decay, beta: float = 0.9) -> None:
@@ -11,7 +10,7 @@ any other::
             average.lerp_(gradient, 1 - beta)
             parameter.mul_(1 - lr * weight_decay).sub_(average.sign() * lr)
 
-A recipe asks for it by ``optimiser: {name: sign, beta: 0.95}``.
+A recipe uses it with ``optimiser: {name: sign, beta: 0.95}``.
 """
 
 import inspect
@@ -33,22 +32,22 @@ if TYPE_CHECKING:  # a study file is read without PyTorch
 State = Mapping[str, "list[Tensor]"]
 Update = Callable[..., None]
 F = TypeVar("F", bound=Update)
-STEP = "step"  # in a state: a number for each parameter, not a tensor of its shape
-# What a training hands to the function; those of a recipe if the function takes them.
+STEP = "step"  # in a state: a scalar tensor for each parameter, not one of its shape
+# What a training passes to the function; the recipe's values only if the function takes them.
 PASSED = ("parameters", "gradients", "state", "lr", "weight_decay")
 OF_RECIPE = ("momentum", "nesterov")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """A function of updates, and what it remembers.
+    """An update function, and the names of its state.
 
     Attributes:
         update: (parameters, gradients, state, lr=, weight_decay=), called without gradients being
-            recorded, for all parameters of one weight decay that have a gradient; ``lr`` is a
+            recorded, for all parameters with a gradient that share decay and rate; ``lr`` is a
             float, or on a GPU a tensor there.
-        state: names of the tensors that it keeps for each parameter, zero at first: of the
-            parameter's shape, or for ``step`` a single number.
+        state: names of the tensors that it keeps for each parameter, initially zero: of the
+            parameter's shape, or for ``step`` a scalar.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Optimiser:
     state: tuple[str, ...] = ()
 
     def start(self, parameters: "Iterable[nn.Parameter]") -> "dict[str, list[Tensor]]":
-        """Make what is remembered of parameters: zero, so that any state can be restored."""
+        """Make the state of parameters, filled with zeros; a saved one can be copied into it."""
         import torch
 
         learning = list(parameters)
@@ -77,10 +76,10 @@ class Optimiser:
         lr: "float | Tensor",
         rates: Sequence[float] | None = None,
     ) -> None:
-        """Update parameters that have a gradient in place, in one call for all that are alike.
+        """Update parameters that have a gradient in place, with one call for each decay and rate.
 
-        ``decays`` and ``rates`` are of each parameter: its weight decay, and its learning rate as a
-        multiple of ``lr``, which is 1 unless given.
+        ``decays`` and ``rates``: for each parameter its weight decay, and its learning rate as a
+        multiple of ``lr``, by default 1.
         """
         import torch
 
@@ -99,7 +98,7 @@ class Optimiser:
 
 
 def decays_and_rates(model: "nn.Module", recipe: "Recipe") -> "tuple[list[float], list[float]]":
-    """Return the weight decay and the multiple of the rate of each parameter that learns."""
+    """Return the weight decay and the learning-rate multiple of each trainable parameter."""
     biases = _norm_biases(model) if recipe.norm_bias_rate != 1 else set()
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rates = [recipe.norm_bias_rate if id(p) in biases else 1.0 for _, p in learning]
@@ -108,9 +107,9 @@ def decays_and_rates(model: "nn.Module", recipe: "Recipe") -> "tuple[list[float]
 
 
 def _norm_biases(model: "nn.Module") -> set[int]:
-    """Return the identities of the biases of norms, a library's own among them.
+    """Return the ids of the biases of norms, including those of other libraries.
 
-    A norm says what it is in the name of its class, and its scale, if any, has one dimension.
+    A norm has ``norm`` in the name of its class, and its scale, if any, has one dimension.
     """
     names = ("bias", "parametrizations.bias.original")
     return {
@@ -141,10 +140,10 @@ OPTIMISERS: Registry[_UpdateEntry] = Registry(
 def register_optimiser(
     name: str, *, state: Sequence[str] | Callable[[Mapping[str, Any]], Sequence[str]] = ()
 ) -> Callable[[F], F]:
-    """Register a function of updates; its other keyword arguments are a study's to give.
+    """Register an update function; a study can set its other keyword arguments.
 
-    ``state`` names what it remembers, if need be as a function of its arguments. One that takes
-    ``momentum`` or ``nesterov`` gets those of the recipe.
+    ``state`` has the names of its state, or is a function that returns them from the arguments. An
+    update function that takes ``momentum`` or ``nesterov`` gets those of the recipe.
     """
 
     def register(update: F) -> F:
@@ -159,7 +158,7 @@ SGD = Choice("sgd")
 
 
 def make_optimiser(recipe: "Recipe") -> Optimiser:
-    """Return the optimiser of a recipe, which took a step on trial; else a ``ConfigError``."""
+    """Return the optimiser of a recipe after a trial step; a ``ConfigError`` if that fails."""
     check_optimiser(recipe)
     choice = recipe.optimiser or SGD
     entry = OPTIMISERS.get(choice.name)
@@ -177,7 +176,7 @@ def make_optimiser(recipe: "Recipe") -> Optimiser:
 
 
 def check_optimiser(recipe: "Recipe") -> None:
-    """Refuse unknown names and arguments, and what a recipe says of another optimiser."""
+    """Refuse unknown names and arguments, and fields of a recipe that the optimiser ignores."""
     if recipe.optimiser is None:
         return
     name = recipe.optimiser.name
@@ -196,7 +195,7 @@ def check_optimiser(recipe: "Recipe") -> None:
 
 
 def _try(optimiser: Optimiser) -> None:
-    """Take a step with a small parameter, so that what cannot work is refused before a training."""
+    """Take a step with a small parameter, to refuse an optimiser that fails before a training."""
     import torch
     from torch import nn
 
@@ -228,9 +227,9 @@ def sgd(
     g = gradient + weight_decay * w; m = momentum * m + g; w = w - lr * m (Nesterov: g + momentum *
     m). Reference: Sutskever et al., On the importance of initialization and momentum, ICML 2013.
     """
-    # Fused: 65 ms an update of VGG-16 where the loop takes 127 and foreach 133, 0.7 ms of ResNet-56
-    # for 12 and 3 (one thread of a 2-core Sapphire Rapids, torch 2.15). The function rather than
-    # the optimiser object, which gathers its lists anew each step: 0.3 ms of the 5 of the smallest.
+    # Fused: an update of VGG-16 takes 65 ms (loop 127, foreach 133), of ResNet-56 0.7 ms (loop 12,
+    # foreach 3), on one thread of a 2-core Sapphire Rapids, torch 2.15. The function rather than
+    # the optimiser object, which rebuilds its lists each step: 0.3 of the 5 ms of the smallest.
     from torch.optim import sgd as pytorch
 
     pytorch.sgd(

@@ -1,6 +1,6 @@
 """Training recipes: frozen values, and the published ones by name.
 
-Everything about time stands in shares of training, so that a budget can stretch a recipe.
+Times are given as shares of training, so that a budget can stretch a recipe.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ from regrow.train.schedules import SCHEDULES, factor
 
 Precision = Literal["fp32", "bf16"]
 EngineName = Literal["exact", "fused"]
-AUTO = "auto"  # in a study file, for the precision or engine that its store has decided on
+AUTO = "auto"  # in a study file: the precision or engine that was decided for its store
 
 
 @dataclass(frozen=True, kw_only=True)
 class Computing:
-    """The precision and the engine that recipes of a study file are given which leave them open."""
+    """The precision and the engine for those recipes of a study file that leave them open."""
 
     precision: Precision
     engine: EngineName = "exact"
@@ -79,7 +79,7 @@ class Recipe:
     ``data/augment.py``.
     ``precision``: ``bf16`` computes layers in bfloat16 and keeps parameters and momentum in fp32.
     In a study file also ``auto``, the default there.
-    ``engine``: what computes in fp32 on a CPU. ``exact`` is PyTorch's own operations, bit for bit
+    ``engine``: for fp32 on a CPU. ``exact`` uses PyTorch's own operations, bit for bit
     equal to a plain loop; ``fused`` computes norm, ReLU and sums as one operation and 3x3
     convolutions in fewer multiplications, which rounds differently and takes less time. In a study
     file also ``auto``, the default there if no precision is given. It has no effect on a GPU; in
@@ -87,8 +87,8 @@ class Recipe:
     ``channels_last``: the memory layout of images. It changes only the order of sums; speed-ups are
     1.3x (bf16, 8 px), 1.1x (bf16, 32 px, VGG-16) to 1.6x (PreResNet-164); 1.2x (fp32, 8 px), and
     0.95x (fp32, 32 px, VGG-16) to 1.6x. False is for comparison.
-    ``objective``: the training loss, a name, or a name with arguments; None is the task's own, with
-    which every network is measured.
+    ``objective``: the training loss, a name, or a name with arguments; None is the task's own, by
+    which every network is evaluated.
 
     An invalid value raises a ``ConfigError``.
     """
@@ -175,14 +175,14 @@ class Recipe:
             )
 
     def lr_at(self, epoch: int, *, place: int = 0, steps: int = 1) -> float:
-        """Return the learning rate at a place of an epoch of so many steps, all counted from 0.
+        """Return the learning rate at update ``place`` of an epoch of ``steps``, counted from 0.
 
         >>> cifar = Recipe(epochs=160)
         >>> [cifar.lr_at(epoch) for epoch in (0, 79, 80, 119, 120, 159)]
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
         """
         lr = self.lr * factor(self, epoch=epoch, place=place, steps=steps)
-        # So that a rate is the number people write: 0.1 * 0.1 * 0.1 is 0.0010000000000000002.
+        # Rounded to the number people write: 0.1 * 0.1 * 0.1 is 0.0010000000000000002.
         return float(f"{lr:.12g}")
 
     def decay_of(self, name: str, *, dims: int = 2) -> float:
@@ -201,7 +201,7 @@ class Recipe:
 
     @property
     def length(self) -> float:
-        """The epochs that it trains, the last in part where that is so; an int where it is whole.
+        """The number of epochs trained: an int, or a float if the last is trained in part.
 
         >>> Recipe(epochs=4).length, Recipe(epochs=4, last_epoch=0.6).length
         (4, 3.6)
@@ -209,7 +209,7 @@ class Recipe:
         return self.epochs if self.last_epoch == 1 else self.epochs - 1 + self.last_epoch
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """Count the updates of a training with so many in an epoch: its length, rounded down.
+        """Count the updates of the training: ``length`` times those of an epoch, rounded down.
 
         >>> Recipe(epochs=4).num_steps(98), Recipe(epochs=4, last_epoch=0.6).num_steps(98)
         (392, 352)
@@ -218,12 +218,12 @@ class Recipe:
 
     @property
     def has_plain_loss(self) -> bool:
-        """True if it descends the task's own loss, of examples as they are."""
+        """True if the training loss is the task's own, on examples that are not mixed."""
         return self.objective is None and self.mixup is None
 
     @property
     def no_last_lr(self) -> str:
-        """The reason that there is no rate of the last epoch; empty where there is one."""
+        """The reason that the last epoch has no usable rate; empty if it has one."""
         schedule = SCHEDULES.get(self.schedule)
         if schedule.by_step:
             end = " and ends at zero" if schedule.takes_end and not self.end_factor else ""
@@ -258,15 +258,15 @@ class Recipe:
         return self.lr_at(self.epochs - 1)
 
     def at_one_rate(self, lr: float) -> "Recipe":
-        """Return the same recipe at one learning rate, without a warm-up."""
+        """Return the same recipe with a constant learning rate, without a warm-up."""
         names = ("warmup_epochs", "warmup_steps", "warmup_share", "warmup_start", "end_factor")
         none: dict[str, Any] = dict.fromkeys(names, 0)
         return replace(self, schedule="constant", lr=lr, **none)
 
     def lasting(self, epochs: float) -> "Recipe":
-        """Return the same recipe over another number of epochs, its schedule stretched with it.
+        """Return the same recipe for another number of epochs, its schedule stretched to it.
 
-        The last epoch is trained in part where they are no whole number.
+        If the number is not whole, the last epoch is trained in part.
 
         >>> long = Recipe(epochs=160).lasting(243)
         >>> [epoch for epoch in range(1, 243) if long.lr_at(epoch) < long.lr_at(epoch - 1)]
@@ -284,7 +284,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> "Recipe":
-        """Read a recipe's name, or a mapping of fields that may begin from a ``name``.
+        """Read a recipe's name, or a mapping of fields, which may change those of a ``name``.
 
         >>> Recipe.from_json({"name": "imagenet", "epochs": 20}).batch
         256
@@ -293,7 +293,7 @@ class Recipe:
             return named(value)
         if not isinstance(value, Mapping):
             raise ConfigError(f"A recipe must be a name or a mapping of fields. Got {value!r}.")
-        # Epochs in part are what arms come to, by the 'rounding' of a study.
+        # Partial epochs only result from the budgets of arms, by a study's 'rounding'.
         names = [*(f.name for f in fields(cls) if f.name != "last_epoch"), "name"]
         refuse_unknown(value, names, kind="field", where="Recipe")
         changes = tuples(value)
@@ -304,20 +304,20 @@ class Recipe:
         before, after = (choice or SGD for choice in (base.optimiser, changes.get("optimiser")))
         if before.name != after.name and "optimiser" in changes and "lr" not in changes:
             raise ConfigError(
-                f"Recipe: the optimiser {after.name!r} needs an 'lr' of its own beside it. That of "
+                f"Recipe: the optimiser {after.name!r} needs its own 'lr'. That of "
                 f"{before.name!r} is {base.lr:g}."
             )
         return replace(base, **changes)
 
     def code(self) -> str | None:
-        """Digest the files of its schedule, objective and optimiser outside of this package."""
+        """Digest the user's files of its schedule, objective and optimiser; None without any."""
         choices = ((OBJECTIVES, self.objective), (OPTIMISERS, self.optimiser))
         codes = [names.code(choice.name) for names, choice in choices if choice is not None]
         codes.append(SCHEDULES.code(self.schedule))
         return "-".join(sorted({code for code in codes if code is not None})) or None
 
     def _check_options(self) -> None:
-        """Check what the paper's recipes do without."""
+        """Check the fields that the paper's recipes do not use."""
         if not (is_number(self.warmup_share) and 0 <= self.warmup_share < 1):
             raise self._error("warmup_share", "a share of training in [0, 1)")
         for name in ("warmup_start", "end_factor"):
@@ -348,10 +348,10 @@ class Recipe:
         check_optimiser(self)
         self._check_together()
         for epoch in (0, self.epochs - 1):
-            self.lr_at(epoch)  # a schedule that returns no factor is refused
+            self.lr_at(epoch)  # refuses a schedule that returns no valid factor
 
     def _check_together(self) -> None:
-        """Refuse what says something of another field that does not allow it."""
+        """Refuse fields that do not go with the values of other fields."""
         if self.end_factor and not SCHEDULES.get(self.schedule).takes_end:
             able = [name for name in SCHEDULES.names() if SCHEDULES.get(name).takes_end]
             raise ConfigError(
@@ -390,7 +390,7 @@ class Recipe:
 
 @lru_cache(maxsize=1024)
 def _changed(recipe: Recipe) -> Mapping[str, Any]:
-    """Return a recipe as JSON; thousands of jobs have one of a few."""
+    """Return the changed fields of a recipe; cached, because thousands of jobs share a few."""
     return changed_fields(recipe)
 
 
@@ -407,9 +407,9 @@ RECIPES: Mapping[str, Recipe] = {
         nesterov=True,
         weight_decay=5e-4,
     ),
-    # For a few epochs, as airbench94 trains (Jordan, 2024, arXiv:2404.00498), its numbers for the
-    # mean of a batch's losses. Half of its batch and of its highest rate, half of its decay and a
-    # quarter of its rate of norm biases were better on validation images (docs/results/budget).
+    # For few epochs: as airbench94 (Jordan, 2024, arXiv:2404.00498), with its numbers converted to
+    # the mean of a batch's losses. Half its batch and highest rate, half its decay and a quarter of
+    # its rate for norm biases were better on validation images (docs/results/budget).
     "fast": Recipe(
         epochs=8,
         batch=512,
@@ -439,7 +439,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     # Without batch normalisation the higher rate diverges.
     "imagenet-plain-vgg": Recipe(epochs=90, batch=256, schedule="every", lr=0.01),
-    # Detectors: the framework's for one image a step; the drop falls after epoch 5 of 7.
+    # Detectors: the framework's for one image per step; the rate drops after epoch 5 of 7.
     "voc": Recipe(epochs=7, batch=1, lr=1e-3, drop_at=(5 / 7,)),
 }
 

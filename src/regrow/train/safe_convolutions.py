@@ -1,15 +1,14 @@
 """Replacements for convolutions that PyTorch computes wrongly.
 
-On an x86 processor without AVX-512, the gradient of the weights of some 1x1 convolutions in float32
-writes beyond its memory (``jit_avx2_1x1_convolution_bwd_weights_t`` of oneDNN 3.13, in torch 2.15):
-of one without padding and groups, whose stride divides the map, that reads fewer than 8 channels,
-with the images or the weights in channels-last. The process dies, or computes on with what was
-overwritten.
+On an x86 processor without AVX-512, the weight gradient of some float32 1x1 convolutions writes
+beyond its memory (``jit_avx2_1x1_convolution_bwd_weights_t`` of oneDNN 3.13, in torch 2.15). They
+have no padding or groups, a stride that divides the map, fewer than 8 input channels, and images or
+weights in channels-last. The process crashes, or continues with corrupted memory.
 
-On a processor with AMX, some convolutions in bfloat16 with a stride compute with memory that is not
-theirs: of 27,507 products of 9,169 cases 69 are wrong (torch 2.15, 2026-11-26), which write or read
-maps one pixel wide, or have a kernel as long as its stride (4x4 or 8x8, as in patch embeddings,
-wrong by as much as the result). Such ones are computed in float32.
+On a processor with AMX, some strided bfloat16 convolutions compute with memory that is not theirs:
+69 of 27,507 products in 9,169 cases are wrong (torch 2.15, 2026-11-26). They write or read maps one
+pixel wide, or have a kernel as long as its stride (4x4 or 8x8, as in patch embeddings, with errors
+as large as the result). They are computed in float32.
 
 ``benchmarks/convolution_faults.py`` searches for both.
 """
@@ -28,17 +27,17 @@ from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-FEWEST_INPUTS = 8  # floats in a register of AVX2: such a convolution reads a pixel into one
-CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # the user's, on what oneDNN may use
+FEWEST_INPUTS = 8  # floats in an AVX2 register, into which such a convolution reads a pixel
+CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # a user's limits on what oneDNN may use
 
 
 @contextmanager
 def safe_convolutions() -> Iterator[None]:
-    """Let convolutions that would touch memory beyond theirs be computed in another way.
+    """Compute convolutions that would access memory beyond theirs in another way, while active.
 
-    For forward passes, inside of what says their precision. Those whose gradients would write
-    beyond it skip pixels first; those that would read beyond it are computed in float32. All others
-    are left alone.
+    For forward passes, inside of their autocast context. Convolutions whose gradients would write
+    beyond their memory subsample the input first; those that would read beyond it are computed in
+    float32. All others are left alone.
     """
     if not (_is_hit() or (_has_tiles() and torch.is_autocast_enabled("cpu"))):
         yield
@@ -49,7 +48,7 @@ def safe_convolutions() -> Iterator[None]:
 
 @cache
 def _is_hit() -> bool:
-    """Tell whether oneDNN computes without AVX-512 here."""
+    """Return whether oneDNN computes without AVX-512 here."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     allowed = [os.environ[name].upper() for name in CAPS if name in os.environ]
@@ -59,12 +58,12 @@ def _is_hit() -> bool:
 
 @cache
 def _has_tiles() -> bool:
-    """Tell whether oneDNN may compute in bfloat16 with AMX here."""
+    """Return whether oneDNN may compute in bfloat16 with AMX here."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 class _OtherWay(TorchFunctionMode):
-    """Computes what is not safe in another way."""
+    """Intercepts convolutions, and computes unsafe ones in another way."""
 
     def __torch_function__(
         self,
@@ -90,7 +89,7 @@ def _convolved(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return what a convolution of ``CONVOLUTIONS`` returns, whose arguments these are."""
+    """Compute a convolution safely: ``func`` is one of ``CONVOLUTIONS``, the rest its arguments."""
     kernel, pixels = weight.shape[2:], input.shape[2 - weight.dim() :]
     steps = (stride,) * len(kernel) if isinstance(stride, int) else (*stride,)
     if (
@@ -125,12 +124,12 @@ def _convolved(
 
 
 def _may_be_last(x: Tensor, channels: int) -> bool:
-    """Tell whether the channels of a pixel may lie side by side, as in channels-last."""
+    """Return whether a pixel's channels may be adjacent in memory, as in channels-last."""
     return x.stride(-1) >= x.stride(channels) * x.shape[channels]
 
 
 def _in_bfloat16(args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> bool:
-    """Tell whether a call on the CPU computes in bfloat16."""
+    """Return whether a call computes in bfloat16 on the CPU."""
     tensors = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor)]
     if any(x.device.type != "cpu" for x in tensors):
         return False
@@ -146,14 +145,14 @@ def _width(
     padding: str | int | Sequence[int],
     dilation: int | Sequence[int],
 ) -> int:
-    """Return how many pixels wide the map is that a convolution with a stride writes."""
+    """Return the width, in pixels, of a strided convolution's output."""
     around = 0 if isinstance(padding, str) else padding if isinstance(padding, int) else padding[-1]
     apart = dilation if isinstance(dilation, int) else dilation[-1]
     return (input.shape[-1] + 2 * around - apart * (kernel - 1) - 1) // step + 1
 
 
 def _in_float32(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """Return what a function returns in bfloat16, computed in float32."""
+    """Compute a function in float32, and return its result in bfloat16."""
     with torch.autocast("cpu", enabled=False):
         result = func(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
     return result.bfloat16()

@@ -1,14 +1,14 @@
-"""Schedules: the learning rate as a factor of the recipe's, for each step of a training.
+"""Schedules: the factor of the recipe's learning rate at each step of a training.
 
 Some change between epochs, as in the paper's code; others, registered ``by_step``, change at each
 update. All are functions of the place in the training, so a budget stretches them with it. A file
-given by ``--with`` adds one like any other::
+given by ``--with`` can add one::
 
     @register_schedule("square-root", by_step=True)
     def square_root(step: int, num: int) -> float:
         return (1 - step / num) ** 0.5
 
-One that takes ``end`` too is handed the recipe's ``end_factor``.
+A schedule that also takes ``end`` gets the recipe's ``end_factor``.
 """
 
 import inspect
@@ -33,12 +33,12 @@ F = TypeVar("F", bound=Callable[..., float])
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateSchedule:
-    """A function of the place in a training.
+    """A learning-rate factor, as a function of the place in a training.
 
     Attributes:
-        factor: (recipe, epoch) -> the factor of an epoch, counted from 0, and a float within one
-            where the recipe's ``length`` is no whole number; or if ``by_step`` (step, num) -> that
-            of an update, of so many after the warm-up.
+        factor: (recipe, epoch) -> the factor in an epoch, counted from 0 (a fraction of epochs if
+            the recipe's ``length`` is not whole); or if ``by_step``, (step, num) -> the factor at
+            one of ``num`` updates after the warm-up.
     """
 
     factor: Callable[..., float]
@@ -46,7 +46,7 @@ class LearningRateSchedule:
 
     @property
     def takes_end(self) -> bool:
-        """True if a recipe may say where it ends."""
+        """True if a recipe may set the factor at its end."""
         return self.by_step and "end" in inspect.signature(self.factor).parameters
 
 
@@ -56,7 +56,7 @@ SCHEDULES: Registry[LearningRateSchedule] = Registry(
 
 
 def register_schedule(name: str, *, by_step: bool = False) -> Callable[[F], F]:
-    """Register a function under a name that a recipe, or an arm, may have as its ``schedule``."""
+    """Register a function under a name that a recipe or an arm may use as its ``schedule``."""
 
     def register(factor: F) -> F:
         SCHEDULES.add(name, LearningRateSchedule(factor=factor, by_step=by_step), origin=factor)
@@ -75,8 +75,8 @@ def drops(recipe: "Recipe", epoch: float) -> float:
 @register_schedule("every")
 def every(recipe: "Recipe", epoch: float) -> float:
     """Multiply by ``drop_factor`` once in each ``drop_every`` share of training."""
-    # Where the epochs are no multiple, the last ones see one drop more, as in the paper's
-    # code: 106 epochs drop at 35, 70 and 105.
+    # If the epochs are not a multiple, the last ones have one more drop, as in the paper's code:
+    # 106 epochs drop at 35, 70 and 105.
     return float(recipe.drop_factor ** (epoch // _mark(recipe.drop_every, recipe)))
 
 
@@ -124,10 +124,10 @@ def one_cycle(step: int, num: int) -> float:
 
 
 def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
-    """Return the factor for the update at a place of an epoch of so many steps.
+    """Return the factor at update ``place`` of an epoch of ``steps`` updates.
 
     A warm-up of W updates rises as (step + 1) / W (Goyal et al., 2017, arXiv:1706.02677), from the
-    recipe's ``warmup_start`` on; schedules by step cover what is left after it.
+    recipe's ``warmup_start`` on; schedules by step cover the updates after it.
     """
     step, num = epoch * steps + place, recipe.num_steps(steps)
     warmup = warmup_steps(recipe, num)
@@ -152,7 +152,7 @@ def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
 
 
 def warmup_steps(recipe: "Recipe", num: int) -> int:
-    """Return how many of a training's updates warm up by step; at least one is left after them."""
+    """Return how many of a training's updates warm up by step; at least one follows them."""
     num_warmup = recipe.warmup_steps or round(recipe.warmup_share * num)
     return min(num_warmup, num - 1)
 
@@ -162,9 +162,9 @@ def _cosine(share: float) -> float:
 
 
 def _mark(share: float, recipe: "Recipe") -> float:
-    """Return the epoch at which a share of training is over: a whole one in whole epochs."""
+    """Return the epoch at which a share of training is over; rounded down in whole epochs."""
     if recipe.last_epoch != 1:
         return share * recipe.length - 1e-9
-    # The small term, because 0.29 * 100 is 28.999999999999996. Not before epoch 1, because a
-    # training of a single epoch would else begin at the rate of the last.
+    # The small term, because 0.29 * 100 is 28.999999999999996. Not before epoch 1, because
+    # otherwise a training of a single epoch would begin at the rate of the last.
     return max(1, math.floor(share * recipe.epochs + 1e-9))

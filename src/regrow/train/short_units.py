@@ -1,9 +1,9 @@
-"""Norm, ReLU and convolution on maps of bfloat16, forward and back, as ``units`` has them.
+"""Norm, ReLU and convolution on bfloat16 maps, forward and backward, as in ``units``.
 
-The convolutions are PyTorch's, which multiplies bfloat16 in tiles where a processor can. So the
-map between ReLU and convolution is written, and kept for the way back; all else is as in ``units``:
-statistics of a channel are found once, what a chain makes joins a wider map in place, and gradients
-are added to a wider one in one pass, but for what is missing of them.
+The convolutions are PyTorch's, which multiplies bfloat16 in tiles (AMX) if the processor can. So
+the map between ReLU and convolution is written, and kept for the backward pass; all else is as in
+``units``: a channel's statistics are computed once, the output of a chain is written into a wider
+map in place, and gradients are added to a wider map in one pass, except for their ``Missing`` part.
 """
 
 from typing import Any, NamedTuple
@@ -20,25 +20,25 @@ SHORT = torch.bfloat16
 
 
 class ShortStep(NamedTuple):
-    """Things a unit needs on the way back: as of ``units``, and the map its convolution read."""
+    """What the backward pass of a unit needs: as in ``units``, and its convolution's input."""
 
     of_norm: Remembered
     read: Tensor
-    near: Tensor  # the kernel that it had, in bfloat16
+    near: Tensor  # the convolution's kernel, in bfloat16
 
     @property
     def x(self) -> Map:
-        """Return the map that the unit read."""
+        """The input of the unit."""
         return self.of_norm.x
 
     @property
     def weight(self) -> Tensor:
-        """Return the weight of the convolution."""
+        """The weight of the convolution."""
         return self.of_norm.weight
 
 
 def forward(chain: Chain, x: Map, moments: Any, out: Map) -> tuple[list[ShortStep], Any]:
-    """Write what units make of a map; return what they did, and the moments of what they made."""
+    """Write the output of a chain of units; return what backward needs and the output's moments."""
     from regrow.models import streams
 
     steps = []
@@ -58,7 +58,7 @@ def forward(chain: Chain, x: Map, moments: Any, out: Map) -> tuple[list[ShortSte
 def backward(
     steps: list[ShortStep], grad: Map, line: Missing | None, to: Map
 ) -> tuple[list[Tensor], Missing]:
-    """Add the gradient of the map that units read to another, as in ``units``."""
+    """Add the gradient of the units' input to the map ``to``, as in ``units``."""
     from regrow.models import streams
 
     gradients: list[Tensor] = []
@@ -92,7 +92,7 @@ def backward(
 
 
 def place(x: Tensor, to: Map) -> Any:
-    """Copy a tensor to a map, and return the moments of what it has."""
+    """Copy a tensor to a map, and return its moments."""
     from regrow.models import streams
     from regrow.models.winograd import padded
 

@@ -1,7 +1,7 @@
-"""Convolutions over maps of few pixels, as products of matrices.
+"""Convolutions over maps of few pixels, as matrix products.
 
 PyTorch's own convolutions on a CPU are made for large maps: in bfloat16 over 4x4 pixels of 512
-channels their gradients of the weights take six times as long as a product of matrices.
+channels, their weight gradients take six times as long as a matrix product.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,24 +18,24 @@ from torch.nn.grad import conv2d_input
 
 from regrow.models.fused import unwatched
 
-# Of a map that a convolution writes. Times in ms as a convolution and as a product, of 3x3 kernels
-# and a batch of 64 (one thread of a 2-core Xeon with AMX, torch 2.15, medians of 9, 2026-11-22):
+# Most pixels of a convolution's output. Times in ms as a convolution -> as a product, 3x3 kernels,
+# a batch of 64 (one thread of a 2-core Xeon with AMX, torch 2.15, medians of 9, 2026-11-22):
 #
-#   channels, map    forward         weights
+#   channels, map    forward         weight gradient
 #   512, 2x2         11.5 -> 1.6     30.3 -> 1.7
 #   512, 4x4         11.7 -> 5.6     38.0 -> 6.7
 #   64, 4x4          0.12 -> 0.20    0.53 -> 0.27
 #   64, 8x8          0.24 -> 0.64    0.77 -> 1.02
 #
-# The gradient of the map that is read stays a convolution: 13.1 -> 22.9 for 512 channels of 4x4.
+# The gradient of the input stays a convolution: 13.1 -> 22.9 for 512 channels of 4x4.
 PIXELS = 16
 
 
 @contextmanager
 def as_products(model: nn.Module) -> Iterator[None]:
-    """Let a network's convolutions compute in bfloat16, as products where maps are small.
+    """Compute a network's convolutions on small maps as products in bfloat16, while active.
 
-    For a forward pass under autocast; the modules stay what they are.
+    For forward passes under autocast; the modules are not changed.
     """
     with computed_by(_convolved, plain_convolutions(model, _applies)):
         yield
@@ -44,7 +44,7 @@ def as_products(model: nn.Module) -> Iterator[None]:
 def plain_convolutions(
     model: nn.Module, applies: Callable[[nn.Conv2d], bool]
 ) -> list[tuple[nn.Conv2d]]:
-    """Return a network's convolutions of no other kind, those that a condition is true of."""
+    """Return a network's convolutions of class ``nn.Conv2d`` itself that meet a condition."""
     modules = (module for module in model.modules() if type(module) is nn.Conv2d)
     return [(module,) for module in modules if applies(module)]
 
@@ -53,9 +53,9 @@ def plain_convolutions(
 def computed_by(
     compute: Callable[..., Tensor], modules: Iterable[tuple[Any, ...]]
 ) -> Iterator[None]:
-    """Let a function compute modules, unless something else does.
+    """Compute modules by a function while active, unless their ``forward`` is already replaced.
 
-    ``modules`` has each, and what else the function takes before the module's input.
+    ``modules``: each with the function's further arguments, which come before the module's input.
     """
     chosen = [each for each in modules if "forward" not in vars(each[0])]
     for module, *others in chosen:
@@ -78,7 +78,7 @@ def _applies(module: nn.Conv2d) -> bool:
 
 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return what a convolution returns."""
+    """Compute a convolution, as a product if its output is small."""
     with unwatched():
         if x.dim() == 4 and 0 < _pixels(conv, x) <= PIXELS and len(x) > 0:
             return product(conv, x.bfloat16())
@@ -86,13 +86,13 @@ def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def product(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return what a convolution returns, as a product of matrices in the type of a map."""
+    """Compute a convolution as a matrix product, in the type of the map."""
     y: Tensor = _MatrixConvolution.apply(x, conv.weight, conv.bias, conv.stride, conv.padding)
     return y
 
 
 def _pixels(conv: nn.Conv2d, x: Tensor) -> int:
-    """Return the pixels of an image that a convolution writes; not above 0 where it cannot."""
+    """Return the number of pixels of a convolution's output; 0 if the input is too small."""
     height, width = (
         (x.shape[dim + 2] + 2 * int(conv.padding[dim]) - conv.kernel_size[dim]) // conv.stride[dim]
         + 1
@@ -146,14 +146,14 @@ def _matrix(weight: Tensor) -> Tensor:
 def _windows(
     x: Tensor, kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Return what a kernel sees of a map, place by place: ``[images, height, width, seen]``."""
+    """Return the input patch at each output pixel: ``[images, height, width, patch]``."""
     pixels = x.permute(0, 2, 3, 1).contiguous()
     down, across = padding
     if down or across:
         pixels = F.pad(pixels, (0, 0, across, across, down, down))
     num, height, width, channels = pixels.shape
     per_image, per_row, per_pixel, _ = pixels.stride()
-    # The pixels of a kernel's row lie side by side, as one piece.
+    # The pixels of a kernel's row are adjacent in memory, as one piece.
     shape = (
         num,
         (height - kernel[0]) // stride[0] + 1,
@@ -168,7 +168,7 @@ def _windows(
 def _sum_of_windows(
     seen: Tensor, shape: Sequence[int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Return the gradient of a map from that of each ``_windows`` of it.
+    """Return the gradient of a map from those of its ``_windows``.
 
     ``seen``: ``[images, height, width, rows, columns, channels]``.
     """

@@ -1,4 +1,4 @@
-"""One training step: the order of everything inside it, as tensor operations."""
+"""One training step: the order of its parts, as tensor operations."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +22,7 @@ from regrow.train.safe_convolutions import safe_convolutions
 from regrow.train.small_maps import as_products
 from regrow.train.treatment import Moment, Treatment
 
-LOOKAHEAD_DECAY = 0.95  # of an average at the end of training, for each update (arXiv:2404.00498)
+LOOKAHEAD_DECAY = 0.95  # of the average, per update, at the end of training (arXiv:2404.00498)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Parts:
     """The tensors and settings that every step of a training uses; changed in place."""
 
     model: nn.Module
-    network: nn.Module  # what computes: the model, or what averages over ranks around it
+    network: nn.Module  # runs the forward pass: the model, or its wrapper that averages over ranks
     objective: Objective
     recipe: Recipe
     channels_last: bool  # as the recipe says, if the network allows it
@@ -38,21 +38,21 @@ class Parts:
     images: Images
     labels: Tensor  # of all images, on the device
     augmentation: str
-    normalisation: tuple[Tensor, Tensor] | None  # factor and term of images, on the device
+    normalisation: tuple[Tensor, Tensor] | None  # factor and offset of images, on the device
     parameters: list[nn.Parameter]  # those that learn
     decays: list[float]  # of each of them
     rates: list[float]  # of each of them, as a multiple of the step's
     optimiser: Optimiser
-    state: dict[str, list[Tensor]]  # what the optimiser remembers of each of them
+    state: dict[str, list[Tensor]]  # the optimiser's state for each of them
     treatment: Treatment
     masked: MaskedWeights | None
     seed: int
     bounds: list[tuple[int, int]]  # of the batches of an epoch
-    losses: Tensor  # of the steps of the epoch under way, on the device: float32 [steps]
-    counts: Tensor | None  # of what each is the mean of, where that depends on the targets' values
-    averaged: list[Tensor] = field(default_factory=list)  # what is averaged over updates, live
+    losses: Tensor  # of the steps of the current epoch, on the device: float32 [steps]
+    counts: Tensor | None  # of the terms of each loss, if that depends on the targets' values
+    averaged: list[Tensor] = field(default_factory=list)  # live tensors, averaged over updates
     averages: list[Tensor] = field(default_factory=list)  # of each of them
-    teacher: Callable[[Any], Any] | None = None  # inputs -> outputs that are learnt from
+    teacher: Callable[[Any], Any] | None = None  # inputs -> the teacher's outputs
 
     def moment(self, step: int | Tensor, lr: float | Tensor) -> Moment:
         """Return the moment of a step, for the hooks of the treatment."""
@@ -65,25 +65,25 @@ class Parts:
         )
 
     def changes_masks(self, moment: Moment) -> bool:
-        """Tell whether the treatment changes masks on the step of a moment."""
+        """Return whether the treatment changes masks on the step of a moment."""
         return self.treatment.masks is not None and self.treatment.masks.when(moment)
 
 
 class Numbers(NamedTuple):
-    """The numbers of a step: floats, or tensors of one number on the device."""
+    """The numbers of a step: floats, or scalar tensors on the device."""
 
     lr: float | Tensor
-    decay: float | Tensor  # how much of the averages of weights stays
-    pull: float | Tensor  # 1 where the network takes their place, else 0
-    share: float | Tensor  # of an image where it is mixed with another
+    decay: float | Tensor  # the share of the averages of weights that stays
+    pull: float | Tensor  # 1 if the averages replace the weights, else 0
+    share: float | Tensor  # of an image when it is mixed with another
 
 
 class Batch(NamedTuple):
     """The examples of one step, on the device."""
 
-    pixels: Any  # augmented bytes; of other examples their inputs, a tensor or several by name
+    pixels: Any  # augmented bytes; for other examples their inputs, a tensor or several by name
     labels: Tensor
-    holes: Tensor  # int64 [B, 2], the centres that are cut out; [B, 0] without
+    holes: Tensor  # int64 [B, 2], the centres of cutouts; [B, 0] without cutout
 
 
 def update(
@@ -98,9 +98,9 @@ def update(
 ) -> Tensor:
     """Take one update on a batch of augmented bytes, and return the loss before it.
 
-    Normalise, cut out, mix, forward, loss (times ``weight`` for the gradients), backward; then what
-    ``train.treatment`` lists. Gradients are clipped right before the update, and weights are
-    averaged at the end.
+    Normalise, cut out, mix, forward, loss (times ``weight`` for the gradients), backward; then the
+    steps listed in ``train.treatment``. Gradients are clipped right before the update, and weights
+    are averaged at the end.
     """
     model, recipe, masked = parts.model, parts.recipe, parts.masked
     x = normalised(batch.pixels, parts.normalisation, channels_last=parts.channels_last)
@@ -141,7 +141,7 @@ def update(
 def loss_of(
     parts: Parts, outputs: Any, targets: Any, *, inputs: Any, share: float | Tensor = 1.0
 ) -> Tensor:
-    """Return the mean loss of a batch; of mixed images by their shares of both targets."""
+    """Return the mean loss of a batch; for mixed images weighted by the shares of both targets."""
     objective = parts.objective
     teacher = None
     if parts.teacher is not None:
@@ -155,7 +155,7 @@ def loss_of(
 
 
 def _change_masks(parts: Parts, moment: Moment) -> None:
-    """Let the treatment change the masks, and let the optimiser forget what is masked."""
+    """Let the treatment change the masks, and clear the optimiser's state of masked weights."""
     masked, updates = parts.masked, parts.treatment.masks
     assert masked is not None
     assert updates is not None
@@ -187,7 +187,7 @@ def average_(averages: list[Tensor], values: list[Tensor], *, decay: float | Ten
 
 
 def pull_(values: list[Tensor], averages: list[Tensor], *, pull: float | Tensor) -> None:
-    """Put averages in the place of values, if ``pull`` is 1; leave them if it is 0."""
+    """Replace values by averages if ``pull`` is 1; leave them if it is 0."""
     if isinstance(pull, float) and pull == 0.0:
         return
     with torch.no_grad():
@@ -197,10 +197,10 @@ def pull_(values: list[Tensor], averages: list[Tensor], *, pull: float | Tensor)
 
 
 def averaging(recipe: Recipe, *, step: int, num: int, before: int) -> tuple[float, float]:
-    """Return how much of averages stays at an update, and whether the network is pulled to them.
+    """Return the averages' decay at an update, and 1 if they then replace the weights, else 0.
 
-    The update is the one after ``step`` others of ``num``, ``before`` of which this training did
-    not take.
+    The update is the one after ``step`` of ``num`` updates; the first ``before`` of these were not
+    taken by this training.
     """
     if recipe.lookahead is None:
         taken = step - before
@@ -214,7 +214,7 @@ def averaging(recipe: Recipe, *, step: int, num: int, before: int) -> tuple[floa
 def normalised(
     pixels: Any, normalisation: tuple[Tensor, Tensor] | None, *, channels_last: bool
 ) -> Any:
-    """Return bytes as a network's input, in its layout; other examples are inputs as they are."""
+    """Normalise bytes to a network's input, in its layout; other examples are left unchanged."""
     if normalisation is None:
         return pixels
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -224,9 +224,9 @@ def normalised(
 def forward(
     model: nn.Module, pixels: Any, precision: Precision, *, engine: EngineName = "exact"
 ) -> Any:
-    """Return what a network returns, its tensors as fp32, whatever they were computed in.
+    """Return a network's outputs, converted to fp32 from the precision they were computed in.
 
-    ``pixels`` are its input, or several by name.
+    ``pixels``: its input, or several by name.
     """
     with computing(model, pixels.device.type, precision, engine=engine):
         outputs = model(**pixels) if isinstance(pixels, Mapping) else model(pixels)
@@ -239,9 +239,9 @@ def forward(
 def computing(
     model: nn.Module, kind: str, precision: Precision, *, engine: EngineName = "exact"
 ) -> Iterator[None]:
-    """Let a network's forward pass compute so, on a kind of device."""
-    # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
-    # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
+    """Make a network's forward pass use a precision and an engine on a kind of device."""
+    # Autocast rather than bf16 copies of fp32 master weights: casting once a step would gain 1 %
+    # (ResNet-56, VGG-16) to 8 % (DenseNet-40), but callbacks would see weights of two kinds.
     fused = kind == "cpu" and engine == "fused"
     short = kind == "cpu" and precision == "bf16"
     with (

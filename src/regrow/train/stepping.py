@@ -1,4 +1,4 @@
-"""Base of all trainings: the count of steps, the state, and how it is restored."""
+"""Base class of all trainings: the count of steps, the state, and how it is restored."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from regrow.train.recipe import Recipe
 
 
 class Stepping(ABC):
-    """A training of ``recipe.length`` epochs, that stands after ``steps_done`` updates.
+    """A training of ``recipe.length`` epochs, after ``steps_done`` updates.
 
     ``history`` has a line for each finished epoch, and for a last one that is trained in part.
     """
@@ -35,7 +35,7 @@ class Stepping(ABC):
 
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on from a state of the same training."""
+        """Restore a state of the same training, to continue from it."""
 
     @property
     @abstractmethod
@@ -44,11 +44,11 @@ class Stepping(ABC):
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
-        """Return all that a step changes, not copied."""
+        """Return all tensors that a step changes, without copying them."""
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """Return what tells this training from others, for JSON."""
+        """Return what distinguishes this training from others, as JSON values."""
 
     @property
     def num_steps(self) -> int:
@@ -57,16 +57,16 @@ class Stepping(ABC):
 
     @property
     def epoch(self) -> int:
-        """Return the epoch under way, counted from 0: the number of finished ones."""
+        """Return the current epoch, counted from 0: the number of finished ones."""
         return self.steps_done // self.steps_per_epoch
 
     @property
     def done(self) -> bool:
-        """Tell whether every step has been taken."""
+        """Return whether every step has been taken."""
         return self.steps_done >= self.num_steps
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return copies of all that ``restore`` needs: tensors, and a record for JSON."""
+        """Return copies of all that ``restore`` needs: tensors, and a record of JSON values."""
         copies = {
             name: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
             for name, value in self._tensors().items()
@@ -101,7 +101,7 @@ class Stepping(ABC):
                 )
 
     def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Copy a state back, after a look at whether it is of this network."""
+        """Copy a state back, after checking that it is of this network."""
         targets = self._tensors()
         for name, target in targets.items():
             if name not in tensors or tensors[name].shape != target.shape:

@@ -21,9 +21,10 @@ def teacher_of(
     image: tuple[int, ...],
     device: torch.device,
 ) -> Callable[[Any], Any] | None:
-    """Return what computes a teacher's outputs, in evaluation mode; None where none is asked for.
+    """Return a function that computes a teacher's outputs; None if the objective needs none.
 
-    It sees what the network sees that learns: the same images, augmented and mixed alike.
+    The teacher is in evaluation mode. Its inputs are those of the network that learns: the same
+    images, augmented and mixed alike.
     """
     if not objective.needs_teacher:
         return None

@@ -13,16 +13,16 @@ NO_SUMS = np.zeros((0, 0))
 
 
 class Behind(NamedTuple):
-    """The map whose norm and ReLU a gradient is taken back past."""
+    """The map whose norm and ReLU a gradient is passed back through."""
 
     x: Map
-    lines: Tensor  # of its norm: factor, term and mean
-    adding: bool  # to what is there, past the norm's factor too
-    sums: Any  # float64 [2, channels]: of the gradient past the ReLU, and of it times x - mean
+    lines: Tensor  # of its norm: factor, offset and mean
+    adding: bool  # whether to add to what is there, instead of overwriting it
+    sums: Any  # float64 [2, channels]: of the gradient g of the ReLU's input, and of g * (x - mean)
 
 
 def convolve(x: Map, weight: Tensor, y: Map, *, lines: Tensor | None = None) -> None:
-    """Write the convolution of a map, or of relu(norm) of it by the lines of a norm."""
+    """Write the convolution of a map, or of relu(norm(map)) if ``lines`` of a norm are given."""
     from regrow.models import winograd
 
     outputs, inputs = weight.shape[:2]
@@ -33,7 +33,7 @@ def convolve(x: Map, weight: Tensor, y: Map, *, lines: Tensor | None = None) -> 
 
 
 def gradient_of_map(grad: Map, weight: Tensor, of_x: Map, *, behind: Behind | None = None) -> None:
-    """Write the gradient of the map that is read, or what lies behind its norm and ReLU."""
+    """Write the gradient of a convolution's input, or of the map ``behind`` its norm and ReLU."""
     from regrow.models import winograd
 
     inputs = weight.shape[1]
@@ -72,7 +72,7 @@ def _apply(
     lines: Tensor | None = None,
     behind: Behind | None = None,
 ) -> None:
-    """Convolve a map by a kernel ``[inputs, 3, 3, outputs]``, outputs as whole vectors."""
+    """Convolve a map by a kernel ``[inputs, 3, 3, outputs]``, outputs padded to whole vectors."""
     from regrow.models import winograd
 
     inputs, lanes = kernel.shape[0], kernel.shape[-1]

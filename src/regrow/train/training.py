@@ -1,7 +1,7 @@
-"""The one training loop, as an object that whoever drives it advances step by step.
+"""The one training loop, as an object that its caller advances step by step.
 
-A training keeps all of its state to itself - parameters, momentum, random numbers - so several can
-be advanced in turn or in threads, and one that was killed resumes to bitwise the same result (on a
+A training holds all of its state itself (parameters, momentum, random numbers), so several can be
+advanced in turn or in threads, and one that was killed resumes to bitwise the same result (on a
 CPU, one thread). To run one to its end::
 
     training = Training(model, dataset, RECIPES["cifar"], seed=0)
@@ -53,14 +53,14 @@ class Training(Stepping):
     gradients, so that no momentum builds up behind a mask. A treatment may change the masks:
     ``kept()`` returns the present ones. ``teacher`` is the network that an objective such as
     distillation learns from.
-    ``first_epoch`` enters the recipe's schedule there, with the images of that epoch,
-    as if the epochs before had been trained.
+    ``first_epoch`` starts the recipe's schedule there, with the images of that epoch, as if the
+    epochs before had been trained.
 
     The order of images is drawn from (seed, "shuffle", epoch), their augmentation from
-    (seed, "augment", epoch), which of them alternating flips begin with from (seed, "flip"), and
+    (seed, "augment", epoch), the images that alternating flips begin with from (seed, "flip"), and
     dropout from (seed, "dropout", epoch, step): two trainings of one seed see the same images, on
-    any device. The last batch of an epoch may be smaller. A last batch
-    of one image joins the batch before it, because batch normalisation cannot learn from one value.
+    any device. The last batch of an epoch may be smaller. A last batch of one image joins the batch
+    before it, because batch normalisation cannot learn from one value.
 
     On a GPU, with its images in memory, steps are replayed CUDA graphs; if a step cannot be
     recorded, steps run one call at a time and ``notice`` has the reason. ``eager`` requests that.
@@ -98,14 +98,14 @@ class Training(Stepping):
             treatment.begin(model, first)
         if treatment.masks is not None and not masks:
             masks = treatment.masks.start(model, first)
-        self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
+        self.device = torch.empty(0, device=device).device  # "cuda" becomes the current device
         self.model = model.to(self.device).train()
         self.dataset = dataset
         self.recipe = recipe
         self.seed = seed
         self.history: list[dict[str, float]] = []
         self.notice: str | None = None
-        self._prepared: int | None = None  # the epoch that the engine is in
+        self._prepared: int | None = None  # the epoch that the engine has begun
         self.parts = self._gather(treatment, masks=masks, bounds=bounds, teacher=teacher)
         if recorder is None and self.device.type == "cuda" and not eager:
             recorder = CudaGraphs(self.device)
@@ -131,7 +131,7 @@ class Training(Stepping):
         bounds: list[tuple[int, int]],
         teacher: nn.Module | None,
     ) -> Parts:
-        """Make all that a step works on, on the device and at its place in memory."""
+        """Create everything that a step uses, on the device and in its final layout."""
         dataset, recipe, device = self.dataset, self.recipe, self.device
         image = dataset.shape
         wants_channels_last = recipe.channels_last and dataset.of_images
@@ -181,7 +181,7 @@ class Training(Stepping):
 
     @property
     def epochs_in_all(self) -> float:
-        """The epochs that it trains in all, by its updates; an int where they are whole."""
+        """The number of epochs trained in total, by updates; an int if it is whole."""
         if self.recipe.last_epoch == 1:
             return self.recipe.epochs - self.first_epoch
         return round(self.num_steps / self.steps_per_epoch - self.first_epoch, 6)
@@ -201,17 +201,17 @@ class Training(Stepping):
             self._begin(epoch)
         self._take(epoch, place)
         self._count_passes(epoch, place)
-        if self.device.type == "cpu":  # elsewhere a look at it makes the device wait
+        if self.device.type == "cpu":  # elsewhere, reading the loss would wait for the device
             self._check_loss(self.parts.losses[place].item(), epoch, place)
         self.steps_done += 1
         if place == self.steps_per_epoch - 1 or self.done:
             self._end_epoch(epoch, num=place + 1)
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on from a state of the same training; another's is a ``TrainingError``."""
+        """Restore a state of the same training; another's is a ``TrainingError``."""
         self._check_identity(meta)
         if meta["steps_done"] >= self.num_steps:
-            self._end()  # the state of a finished training is without what the treatment added
+            self._end()  # the state of a finished training lacks what the treatment added
         self._restore(tensors, meta)
         if self.passes is not None and self.parts.masked is not None:
             self.passes.weights = dict(meta["passes"])
@@ -219,7 +219,7 @@ class Training(Stepping):
         self._prepared = None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return copies of all that ``restore`` needs: tensors, and a record for JSON."""
+        """Return copies of all that ``restore`` needs: tensors, and a record of JSON values."""
         tensors, meta = super().state()
         return tensors, meta if self.passes is None else {
             **meta,
@@ -227,11 +227,11 @@ class Training(Stepping):
         }
 
     def kept(self) -> dict[str, Tensor]:
-        """Return which weights of masked parameters stay, as booleans; nothing without masks."""
+        """Return which weights of masked parameters are kept, as booleans; empty without masks."""
         return {} if self.parts.masked is None else self.parts.masked.kept()
 
     def _count_passes(self, epoch: int, place: int) -> None:
-        """Count a step that was taken, if masks change, and whether they did."""
+        """Count the weights used in a step, if the treatment changes masks."""
         masks, masked = self.parts.treatment.masks, self.parts.masked
         if self.passes is None or masks is None or masked is None:
             return
@@ -243,7 +243,7 @@ class Training(Stepping):
             self.passes.num_kept = masked.num_kept()
 
     def _begin(self, epoch: int) -> None:
-        """Draw the order and the augmentation of an epoch, and set its rate."""
+        """Draw the order and the augmentation of an epoch, and begin it in the engine."""
         images = self.parts.images
         order = torch.randperm(len(images), generator=seeded(self.seed, "shuffle", epoch))
         generator = seeded(self.seed, "augment", epoch)
@@ -261,7 +261,7 @@ class Training(Stepping):
         self._prepared = epoch
 
     def _numbers(self, epoch: int, generator: torch.Generator) -> list[Numbers]:
-        """Return the numbers of each step of an epoch that is taken."""
+        """Return the numbers of each step that is taken in an epoch."""
         recipe, steps = self.recipe, self.steps_per_epoch
         shares = [1.0] * steps
         if recipe.mixup is not None:
@@ -279,7 +279,7 @@ class Training(Stepping):
         return self.recipe.lr_at(epoch, place=place, steps=self.steps_per_epoch)
 
     def _take(self, epoch: int, place: int) -> None:
-        """Take a step, by single calls from now on if it cannot be recorded."""
+        """Take a step; if it cannot be recorded, run this and all later ones call by call."""
         seed = derive(self.seed, "dropout", epoch, place)
         try:
             self._engine.step(place, seed=seed)
@@ -291,7 +291,7 @@ class Training(Stepping):
             self._engine.step(place, seed=seed)
 
     def _end_epoch(self, epoch: int, *, num: int) -> None:
-        """Write an epoch's line after its last update, of so many, and let the treatment act."""
+        """Add an epoch of ``num`` updates to the history, and run the treatment's hooks."""
         losses = self.parts.losses.tolist()[:num]
         for place, loss in enumerate(losses):
             self._check_loss(loss, epoch, place)
@@ -310,7 +310,7 @@ class Training(Stepping):
             self._end()
 
     def _take_averages(self) -> None:
-        """Let the network be the average of what it was, if the recipe asks for that."""
+        """Replace the network's weights by their averages, if the recipe has them averaged."""
         with torch.no_grad():
             for value, average in zip(self.parts.averaged, self.parts.averages, strict=True):
                 value.copy_(average)
@@ -322,7 +322,7 @@ class Training(Stepping):
             self.parts.treatment.end(self.model, self._between(self.num_steps))
 
     def _between(self, step: int | None = None) -> Moment:
-        """Return the moment after so many updates, or after those that are taken."""
+        """Return the moment after ``step`` updates, by default after those taken so far."""
         step = self.steps_done if step is None else step
         lr = self._lr(*divmod(min(step, self.num_steps - 1), self.steps_per_epoch))
         return self.parts.moment(step, lr)
@@ -348,7 +348,7 @@ class Training(Stepping):
 
 
 def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) -> None:
-    """Refuse a training that cannot be."""
+    """Refuse a training whose data, recipe, first epoch and ranks do not fit together."""
     if len(dataset.train) < 2:
         raise ConfigError(
             f"A training needs at least 2 images. Got {len(dataset.train)}: raise 'subset'."
@@ -356,7 +356,7 @@ def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) 
     steps = len(_batch_bounds(len(dataset.train), recipe.batch))
     if not 0 <= first_epoch * steps < recipe.num_steps(steps):
         raise ConfigError(
-            f"A training of {recipe.length:.6g} epochs can begin at one from 0 to "
+            f"A training of {recipe.length:.6g} epochs can begin at an epoch from 0 to "
             f"{recipe.epochs - 1}. Got {first_epoch}."
         )
     kind = recipe.augmentation or dataset.augmentation
@@ -393,8 +393,8 @@ def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) 
         )
     if recipe.mixup is not None and ranks.together:
         raise ConfigError(
-            "'mixup' pairs images of a whole batch, of which each of several processes has only a "
-            "share. Train with one process, or leave 'mixup' out."
+            "'mixup' pairs images of a whole batch, but each of several processes has only a share "
+            "of it. Train with one process, or leave 'mixup' out."
         )
 
 
@@ -407,13 +407,13 @@ def fit(training: Training, *, on_step: Callable[[Training], None] | None = None
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:
-    """Return what is averaged over updates: parameters, and buffers that are no counts."""
+    """Return the tensors that are averaged over updates: floating-point parameters and buffers."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: value for name, value in tensors.items() if value.is_floating_point()}
 
 
 def _batch_bounds(num: int, batch: int) -> list[tuple[int, int]]:
-    """Cut an epoch into batches; a last one of a single image joins the one before it."""
+    """Split an epoch into batches; a last one of a single image joins the one before it."""
     starts = list(range(0, num, batch))
     if batch > 1 and num - starts[-1] == 1:
         starts.pop()

@@ -4,7 +4,7 @@ The order within a step, where ``H`` is what the treatment adds::
 
     forward, loss, backward
     H gradients(model, moment)       adds to the gradients
-    H masks.change(model, masks, moment)   on the steps of masks.when: sees dense gradients
+    H masks.change(model, masks, moment)   on the steps of masks.when; may see dense gradients
     masked weights and their gradients are zeroed
     gradients are clipped, where the recipe says so
     update of the parameters by the optimiser   (both left out where masks.replaces_update)

@@ -1,11 +1,11 @@
-"""Norm, ReLU and convolution as one operation on maps, forward and back, in float32 on a CPU.
+"""Norm, ReLU and convolution as one operation on maps, forward and backward, in float32 on a CPU.
 
-The map between ReLU and convolution is never written: it is computed where the convolution reads
-it, there and again in the backward pass.
+The map between ReLU and convolution is never written: it is computed while the convolution reads
+it, and again in the backward pass.
 
-The gradient of a norm's input x is factor * slope + line, where slope is the gradient past the
-ReLU, and the line (in x) has sums over all of it. So a gradient is passed on in two parts: a map,
-and what is missing of it.
+The gradient of a norm's input x is factor * g + line, where g is the gradient of the ReLU's input,
+and the line, linear in x, depends on sums of g over the whole batch. So a gradient is passed on in
+two parts: a map, and the ``Missing`` line.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from regrow.train.maps import Map, room
 
 
 class NormedConvolution(NamedTuple):
-    """Norm, ReLU and convolution, one after another."""
+    """Norm, ReLU and convolution, applied in this order."""
 
     norm: nn.BatchNorm2d
     relu: nn.Module
@@ -31,16 +31,16 @@ Chain = tuple[NormedConvolution, ...]  # what a layer or block computes of the s
 
 
 class Remembered(NamedTuple):
-    """The map that a unit read, and its statistics as its norm uses them, for the way back."""
+    """What the backward pass of a unit needs: its input, and the statistics of its norm."""
 
     x: Map
     saved: Any  # float64 [4, channels], as of ``kernels.statistics``
-    lines: Tensor  # factor, term and mean: whole vectors of channels
+    lines: Tensor  # factor, offset and mean: whole vectors of channels
     weight: Tensor  # of the convolution
 
 
 class Missing(NamedTuple):
-    """The rest of a gradient: slope * map + constant."""
+    """The missing part of a gradient: slope * map + constant."""
 
     x: Map
     slope: Any  # float64 [channels]
@@ -54,7 +54,7 @@ class Missing(NamedTuple):
 def forward(
     chain: Chain, x: Map, moments: Any, out: Map, *, added: Map | None = None
 ) -> tuple[list[Remembered], Any]:
-    """Write what units make of a map; return what they did, and the moments of what they made."""
+    """Write the output of a chain of units; return what backward needs and the output's moments."""
     steps = []
     for unit in chain:
         step = step_of(unit, x, moments)
@@ -67,7 +67,7 @@ def forward(
 
 
 def step_of(unit: NormedConvolution, x: Map, moments: Any) -> Remembered:
-    """Return what a unit remembers of a map of these moments, and move its norm's averages on."""
+    """Return what a unit's backward pass needs, and update its norm's running statistics."""
     from regrow.models import kernels
 
     norm, saved = unit.norm, np.empty((4, x.channels))
@@ -111,10 +111,10 @@ def _convolve(step: Remembered, y: Map, added: Map | None) -> Any:
 def backward(
     steps: list[Remembered], grad: Map, line: Missing | None, to: Map
 ) -> tuple[list[Tensor], Missing]:
-    """Add the gradient of the map that units read to another, but for the line that is returned.
+    """Add the gradient of the units' input to the map ``to``, except for its missing line.
 
-    ``grad`` is that of what they wrote, ``line`` what is missing of it. Returned before: gradients
-    of their parameters.
+    ``grad`` is the gradient of their output, and ``line`` what is missing of it. Returns the
+    gradients of their parameters, and the missing line of the input's gradient.
     """
     gradients: list[Tensor] = []
     for step in reversed(steps):
@@ -142,7 +142,7 @@ def backward(
 def _gradients_of_product(
     step: Remembered, grad: Map, line: Missing | None, of_x: Map, behind: tiled.Behind
 ) -> Tensor:
-    """Write the gradient of what lies behind a 1x1 convolution; return that of its weight."""
+    """Write the gradient of the map ``behind`` a 1x1 convolution; return that of its weight."""
     from regrow.models import pointwise
     from regrow.models.vectors import LANES
     from regrow.models.winograd import padded
@@ -173,7 +173,7 @@ def _gradients_of_product(
 
 
 def norm_gradients(step: Remembered, sums: Any) -> tuple[list[Tensor], Missing]:
-    """Return the gradients of a norm's parameters, and what is missing of that of its map."""
+    """Return the gradients of a norm's parameters, and the missing part of its input's gradient."""
     from regrow.models import kernels
 
     channels = step.x.channels
@@ -185,8 +185,8 @@ def norm_gradients(step: Remembered, sums: Any) -> tuple[list[Tensor], Missing]:
 
 
 def straighten(grad: Map, line: Missing, out: Map) -> None:
-    """Write a gradient with what is missing of it, of float32 or bfloat16."""
-    if out.data.dtype == torch.float32:  # the kernels of the other are not compiled
+    """Write a gradient with its missing part added, in float32 or bfloat16."""
+    if out.data.dtype == torch.float32:  # the kernels of the other type are then not compiled
         from regrow.models.pointwise import straighten as write
     else:
         from regrow.models.streams import straighten as write
@@ -205,7 +205,7 @@ def find_moments(x: Map, moments: Any) -> None:
 
 
 def place(x: Tensor, to: Map) -> Any:
-    """Copy a tensor to a map, and return the moments of what it has."""
+    """Copy a tensor to a map, and return its moments."""
     to.tensor().copy_(x)
     moments = np.empty((3, to.channels))
     find_moments(to, moments)
@@ -213,7 +213,7 @@ def place(x: Tensor, to: Map) -> Any:
 
 
 def in_vectors(rows: Any) -> Tensor:
-    """Return rows of channels as float32, filled up with zeros to whole vectors."""
+    """Return rows of channels as float32, padded with zeros to whole vectors."""
     from regrow.models.winograd import padded
 
     found = torch.zeros(len(rows), padded(rows.shape[1]))
