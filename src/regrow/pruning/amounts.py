@@ -40,7 +40,7 @@ class Cut:
 
     @property
     def called(self) -> str | None:
-        """The name if the sparsity alone is not one, else None."""
+        """The name, if the sparsity alone does not identify the amount; else None."""
         if self.multiple_of == 1:
             return self.target
         return f"{self.target or f'{self.sparsity:g}'}, multiples of {self.multiple_of}"

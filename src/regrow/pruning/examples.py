@@ -178,7 +178,7 @@ def moved(values: Any, device: torch.device | str) -> Any:
 
 
 def counted_rows(inputs: Any) -> Tensor | None:
-    """Return a flat mask of the tokens that are not padding; None if there is none to leave out."""
+    """Return a flat mask of the tokens that are not padding; None if no padding is marked."""
     mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
         return None

@@ -101,7 +101,7 @@ class Layers(Mapping[str, Tensor]):
         return Mask(unit=self.unit, kept=shaped, guarded=guarded)
 
     def _rounded(self, name: str, stays: Tensor) -> Tensor:
-        """Round the number of channels to the nearest multiple, keeping the highest scores."""
+        """Round a choice of channels to the nearest multiple, by the highest scores."""
         num, most = int(stays.sum()), int(self.left[name].sum())
         step = self.multiple_of
         if num == most or num % step == 0 or not _are_channels(self.groups[name]):

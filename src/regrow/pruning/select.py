@@ -113,7 +113,7 @@ def select(
     device: str = "cpu",
     **costs: float,
 ) -> Mask:
-    """Choose the units of a network that are kept.
+    """Choose which units of a network to keep.
 
     Args:
         model, trace: the trained network (or any, for a method that uses no weights).

@@ -90,7 +90,7 @@ def _is_transition(module: nn.Module) -> bool:
 
 
 def _pooled_first(transition: densenet.Transition, x: Tensor) -> Tensor:
-    """Run a transition, pooling before its 1x1 convolution: equal for a quarter of the products."""
+    """Run a transition with pooling before its 1x1 convolution, at a quarter of the products."""
     if not fusable(transition.norm, transition.relu, x) or min(x.shape[2:]) < 2:
         return type(transition).forward(transition, x)
     y = rectified(transition.norm, transition.relu, x)

@@ -94,7 +94,7 @@ class InStep:
             parts.counts[place] = whole
 
     def _sum(self, count: int | Tensor, place: int) -> int | Tensor:
-        """Return the whole batch's number of loss terms; images need no communication for that."""
+        """Return the number of loss terms in the whole batch; for images, without communication."""
         if not isinstance(count, Tensor):
             start, end = self._parts.bounds[place]
             return end - start
