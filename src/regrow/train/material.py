@@ -18,7 +18,7 @@ OF_A_STEP = ("batch", "precision", "engine", "channels_last", "optimiser", "ema"
 
 
 class ScoredOn(Protocol):
-    """What a report needs to know of the test set that a job's network is scored on."""
+    """Properties, needed by reports, of the test set that a job's network is scored on."""
 
     @property
     def metric(self) -> Metric:

@@ -20,7 +20,7 @@ SHORT = torch.bfloat16
 
 
 class ShortStep(NamedTuple):
-    """What the backward pass of a unit needs: as in ``units``, and its convolution's input."""
+    """Data for a unit's backward pass: those of ``units``, and its convolution's input."""
 
     of_norm: Remembered
     read: Tensor

@@ -31,7 +31,7 @@ Chain = tuple[NormedConvolution, ...]  # what a layer or block computes of the s
 
 
 class Remembered(NamedTuple):
-    """What the backward pass of a unit needs: its input, and the statistics of its norm."""
+    """Data for a unit's backward pass: its input, and the statistics of its norm."""
 
     x: Map
     saved: Any  # float64 [4, channels], as of ``kernels.statistics``
