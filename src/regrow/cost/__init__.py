@@ -9,17 +9,17 @@ attention and recurrent layer that the network computes, whether a module comput
 
 - two for each multiply-accumulate, and one for each output element of a convolution or linear
   module with a bias;
-- two for each input element of a BatchNorm2d. Where the norm reads a choice of channels
-  (``Select``), those it is chosen from count, because the published code normalises all of a stream
-  and selects after it;
+- two for each input element of a BatchNorm2d. If the norm reads a selection of channels
+  (``Select``), all channels before the selection count, because the published code normalises the
+  whole stream and selects afterwards;
 - one for each input element of a ReLU module, and the window's size for each output element of a
   pooling module;
 - functions, additions and concatenation are free, other than their multiply-accumulates.
 
-The published code counts modules only. Its networks multiply in modules only, so theirs are the
-published numbers; networks that multiply past modules are counted by the same rule.
+The published code counts modules only. Its networks multiply in modules only, so for them this
+gives the published numbers; networks that multiply outside modules are counted by the same rule.
 
-Weights held at zero count nothing. What cannot be counted is said in ``caveats``.
+Weights held at zero are not counted. ``caveats`` lists what cannot be counted.
 """
 
 import sys
@@ -70,26 +70,26 @@ class Cost:
         return {**numbers, "caveats": list(self.caveats)} if self.caveats else numbers
 
     def training_flops(self, samples: float) -> float:
-        """Return the FLOPs of training on so many images (forward x 3)."""
+        """Return the FLOPs of training on a number of images (forward x 3)."""
         return float(TRAINING_FACTOR * self.flops * samples)
 
 
 def measure(model: nn.Module, example: Any, mask: Mask | None = None) -> Cost:
     """Measure a network on one example ``[1, C, H, W]``; masked weights count as removed.
 
-    Several inputs are a list or tuple, or a mapping by name.
+    Several inputs are given as a list or tuple, or as a mapping by name.
     """
     return count(model, example, mask).cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """A network's cost, and whether the first version of the counter found the same.
+    """A network's cost, and whether the first version of the counter agrees.
 
-    That one was hooks on modules. Results whose costs it counted rightly keep their keys. It missed
-    what a network multiplies past its layers, and modules called by keyword; it counted ReLUs that
-    are functions in the published code; and where the weight of a layer is no parameter of its own
-    (``own_weights``), it missed that it is held at zero.
+    That version used hooks on modules. Results whose costs it counted correctly keep their keys. It
+    missed multiplications outside layers, and modules called by keyword; it counted ReLUs that are
+    functions in the published code; and if the weight of a layer is not a parameter of its own (see
+    ``own_weights``), it did not notice that the weight is held at zero.
     """
 
     cost: Cost
@@ -133,17 +133,17 @@ def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
 
 @dataclass(kw_only=True)
 class _Count:
-    """A running count while a network runs."""
+    """The count of a network's cost while it runs."""
 
     follower: MaskFollower | None
     modules: Mapping[nn.Module, str]  # to their names
     names: Mapping[int, str]  # of parameters, by their memory
     macs: int = 0
-    beside: int = 0  # FLOPs that are no multiply-accumulates
+    beside: int = 0  # FLOPs besides multiply-accumulates
     first: tuple[int, int] = (0, 0)  # both, as hooks on modules counted them
     called: dict[nn.Module, None] = field(default_factory=dict)
     read: set[int] = field(default_factory=set)  # memory of what operations read
-    selected: tuple[Tensor, int] | None = None  # the last choice of channels, and from how many
+    selected: tuple[Tensor, int] | None = None  # the last ``Select``'s output, and its input's size
     caveats: dict[str, None] = field(default_factory=dict)
     by_parameter: dict[str, int] = field(default_factory=dict)
 
@@ -169,7 +169,7 @@ class _Count:
             self.follower.follow(operation, arguments, result)
 
     def module(self, module: nn.Module, x: Tensor, output: Tensor, *, positional: bool) -> None:
-        """Count what is beside the multiply-accumulates of one call of a module."""
+        """Count the FLOPs of one call of a module besides its multiply-accumulates."""
         if isinstance(module, Select):
             self.selected = output, x.numel()
             return
@@ -184,7 +184,7 @@ class _Count:
             self.first = self.first[0] + _macs(module, x, output), self.first[1] + first
 
     def unread(self) -> Iterator[str]:
-        """Say which modules ran, though no operation was seen that reads their weights."""
+        """Yield the weights of modules that ran, but that no operation was seen to read."""
         for module in self.called:
             parameters = module.named_parameters(recurse=False)
             unread = [n for n, p in parameters if p.dim() > 1 and memory_of(p) not in self.read]
@@ -193,7 +193,7 @@ class _Count:
                 yield f"{names}, which no operation was seen to read"
 
     def _where(self) -> str:
-        """Name the module that is running: the innermost whose forward Python is in."""
+        """Return the running module for a message: the innermost whose ``forward`` is running."""
         frame: FrameType | None = sys._getframe()
         while frame is not None:
             module = frame.f_locals.get("self")
@@ -204,7 +204,7 @@ class _Count:
 
 
 def _beside(module: nn.Module, x: Tensor, output: Tensor) -> int:
-    """Return the FLOPs of one call of a module that are no multiply-accumulates."""
+    """Return the FLOPs of one call of a module besides its multiply-accumulates."""
     if isinstance(module, _WEIGHTED):
         return output.numel() if module.bias is not None else 0
     if isinstance(module, nn.BatchNorm2d):
@@ -216,9 +216,9 @@ def _beside(module: nn.Module, x: Tensor, output: Tensor) -> int:
 
 
 def _macs(module: nn.Module, x: Tensor, output: Tensor) -> int:
-    """Return the multiply-accumulates of a layer, as far as its type and sizes tell.
+    """Return the multiply-accumulates of a layer, by its type and sizes.
 
-    The weight is not asked: where it is computed from others, to ask would compute it again.
+    The weight itself is not accessed, because that would compute a parametrized weight again.
     """
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features
@@ -243,7 +243,7 @@ def _window(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
 
 
 class _Operations(OperationMode):
-    """Count each ATen operation that is computed."""
+    """Counts each ATen operation that is computed."""
 
     def __init__(self, count: _Count) -> None:
         super().__init__()
@@ -256,8 +256,8 @@ class _Operations(OperationMode):
 
 
 def _uncompiled() -> AbstractContextManager[object]:
-    """Let compiled networks run as they were written: inside compiled code nothing is seen."""
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled; to import it takes seconds
+    """Run compiled networks eagerly: operations inside compiled code are not seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
@@ -265,7 +265,7 @@ def _uncompiled() -> AbstractContextManager[object]:
 
 @contextmanager
 def _watched(count: _Count) -> Iterator[None]:
-    """Tell a count which modules ran, and with what."""
+    """Report each call of a module to a count, with its input and output."""
 
     def counted(
         module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: object

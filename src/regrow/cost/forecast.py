@@ -1,9 +1,9 @@
-"""A forecast of how many times as fast a smaller network is, from timing the unpruned one alone.
+"""A forecast of a smaller network's speed-up, from timing the unpruned one alone.
 
-Each operation of the unpruned network is timed. Of its time, what is above the cost of starting
-such an operation goes with the work: the multiply-accumulates, or of operations that have none the
-numbers that they read and write. Convolutions work on blocks of channels, so that a block begun
-counts as a whole one. What Python takes between operations stays.
+Each operation of the unpruned network is timed. Its time beyond the cost of launching such an
+operation is proportional to its work: its multiply-accumulates or, if it has none, the numbers that
+it reads and writes. Convolutions work on blocks of channels, so a partial block counts as a whole
+one. The time that Python takes between operations does not change.
 """
 
 import time
@@ -19,15 +19,15 @@ from regrow.cost.operations import name_of, products, tensors_in
 from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.tape import call, evaluating
 
-STARTS = 20  # tiny operations, of which the least time is taken
-RUNS = 5  # of which the fastest counts
-MOST_BETWEEN = 50e-6  # seconds that Python can take for a layer; more is the machine's other work
+STARTS = 20  # runs of tiny operations, of which the fastest counts
+RUNS = 5  # runs of the network, of which the fastest counts
+MOST_BETWEEN = 50e-6  # seconds of Python per operation; more is other load on the machine
 BLOCKS = {"AVX512": 16, "AVX2": 8}  # channels that oneDNN computes together
 
 
 @dataclass(frozen=True)
 class Work:
-    """One operation: its name, what it has to do, and the seconds that it took."""
+    """One operation: its name, its amount of work, and the seconds that it took."""
 
     name: str
     amount: float
@@ -38,10 +38,10 @@ class Work:
 def forecast(
     before: nn.Module, after: nn.Module, inputs: Any, *, seconds: float | None = None
 ) -> float:
-    """Return how many times as fast a smaller network should be on a CPU.
+    """Return the expected speed-up of a smaller network on a CPU.
 
-    ``seconds`` is the least that the unpruned network took when nobody watched; without it nothing
-    is known of the time between operations.
+    ``seconds`` is the shortest time of the unpruned network without the timing of its operations;
+    if it is not given, the time between operations counts as zero.
     """
     runs = [_watched(before, inputs) for _ in range(RUNS)]
     old = min(runs, key=lambda works: sum(work.seconds for work in works))
@@ -59,7 +59,7 @@ def forecast(
 
 
 def _starts() -> dict[str, float]:
-    """Return the seconds that kinds of operations take with next to nothing to do."""
+    """Return the seconds to launch an operation, by name: its time on tiny tensors."""
     watch, x, weight = _Watch(), torch.zeros(1, 8), torch.zeros(8, 8)
     with torch.no_grad(), watch:
         for _ in range(STARTS):
@@ -72,7 +72,7 @@ def _starts() -> dict[str, float]:
 
 
 def _ratios(old: Sequence[Work], new: Sequence[Work]) -> list[float]:
-    """Return what of each operation's work is left: one by one, or by kind where one was added."""
+    """Return the remaining share of each operation's work: singly, or by name if they differ."""
     if [work.name for work in old] == [work.name for work in new]:
         pairs = zip(old, new, strict=True)
         return [b.amount / a.amount if a.amount else 1.0 for a, b in pairs]
@@ -98,7 +98,7 @@ def _watched(network: nn.Module, inputs: Any) -> list[Work]:
 
 
 class _Watch(OperationMode):
-    """Time each ATen operation, and measure its work."""
+    """Times each ATen operation, and measures its work."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def _amount(func: Any, args: tuple[Any, ...], result: Any) -> float:
 
 
 def _filling(func: Any, args: tuple[Any, ...]) -> float:
-    """Return how much more a convolution computes, because it works on whole blocks of channels."""
+    """Return the factor by which a convolution computes more, in whole blocks of channels."""
     if "convolution" not in name_of(func) or not isinstance(args[1], Tensor) or args[1].dim() < 3:
         return 1.0
     block = BLOCKS.get(torch.backends.cpu.get_cpu_capability(), 1)

@@ -1,4 +1,4 @@
-"""Latency: how long networks take for a batch on this machine, compared with each other."""
+"""Latency: how long networks take for a batch on this machine, measured in alternation."""
 
 import os
 import time
@@ -17,15 +17,15 @@ from regrow.surgery.tape import call, evaluating
 
 BATCH = 32
 WARM_UP, FEWEST, MOST = 2, 9, 200  # rounds
-SECONDS = 0.5  # for all rounds together, once there are the fewest
+SECONDS = 0.5  # for all rounds together; the fewest are run in any case
 
 
 def latencies(
     *networks: nn.Module, example: Any, device: str = "cpu", batch: int = BATCH
 ) -> list[float]:
-    """Return the least seconds that each of some networks takes for a batch, measured in turns.
+    """Return the shortest time of each network for a batch in seconds, measured in alternation.
 
-    The least, because whatever else a machine does makes a network slower and never faster.
+    The shortest, because other load on the machine makes a network slower, never faster.
 
     The batch is random numbers of the example's shape; networks run in evaluation mode, with as
     many threads as PyTorch uses in this process.
@@ -42,9 +42,10 @@ def turns(
     fewest: int = FEWEST,
     warm_up: int = WARM_UP,
 ) -> list[list[float]]:
-    """Return the seconds that each of some networks takes for inputs, round by round, in turns.
+    """Return the times of each network in seconds, measured in alternation, round by round.
 
-    After the rounds to warm up, the fewest rounds are run, and more until the seconds are over.
+    After the warm-up rounds, ``fewest`` rounds are run, and more until ``seconds`` have passed, but
+    at most ``MOST``.
     """
     x = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     moved = [deepcopy(network).to(device) for network in networks]
@@ -63,9 +64,9 @@ def turns(
 
 
 def batched(example: Any, batch: int) -> Any:
-    """Return random inputs like an example's, as a batch: see ``drawn_like``.
+    """Return random inputs like an example, as a batch: see ``drawn_like``.
 
-    An input that is a list, such as the images of a detector, has so many of its first.
+    An input that is a list, such as the images of a detector, repeats its first entry.
     """
 
     def grown(value: Any) -> Any:
@@ -98,7 +99,7 @@ def machine(device: str = "cpu", batch: int = BATCH) -> dict[str, Any]:
 
 
 def now(device: str) -> float:
-    """Return the seconds of a clock, when all that a device was given is done."""
+    """Return the time of a clock in seconds, after all work queued on a device is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -14,9 +14,9 @@ from regrow.surgery.tape import call, evaluating
 
 
 def peak_bytes(network: nn.Module, inputs: Any) -> int:
-    """Return the most bytes that a network's weights, inputs and results hold at once.
+    """Return the largest number of bytes that weights, inputs and activations take at once.
 
-    What an operation takes for its own work inside is not seen.
+    Memory that operations use internally is not seen.
     """
     watch = _Alive()
     for tensor in (*network.parameters(), *network.buffers(), *tree_leaves(inputs)):
@@ -28,7 +28,7 @@ def peak_bytes(network: nn.Module, inputs: Any) -> int:
 
 
 class _Alive(OperationMode):
-    """Count the bytes of storages from their first tensor to their last."""
+    """Counts the bytes of all storages that are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Alive(OperationMode):
         self._known: set[int] = set()
 
     def enter(self, tensor: Tensor) -> None:
-        """Count a tensor's storage until it is let go."""
+        """Count a tensor's storage until it is freed."""
         storage = tensor.untyped_storage()
         place = storage._cdata
         if place in self._known:

@@ -1,7 +1,8 @@
 """The multiply-accumulates of single ATen operations, and which operations are known to have none.
 
-A formula turns an operation into products: how many multiply-accumulates, and the operands of which
-each number takes part equally often, so that of an operand held at zero in parts a share counts.
+A formula returns the products of an operation: a number of multiply-accumulates, and the operands
+that may be weights. Each number of these is used equally often, so if a part of an operand is held
+at zero, the share of the rest counts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ Formula = Callable[[Sequence[Any], Any], list[Product]]  # of the arguments and 
 
 
 def _matrix(first: int) -> Formula:
-    """Make the formula of matrix products, whose operands stand at ``first`` and after it."""
+    """Return the formula of matrix products of the arguments ``first`` and ``first + 1``."""
 
     def formula(args: Sequence[Any], result: Any) -> list[Product]:
         a, b = args[first : first + 2]
@@ -75,7 +76,7 @@ def _recurrent_layers(args: Sequence[Any], result: Any) -> list[Product]:
 
 
 def _self_attention(x: Tensor, weights: Sequence[Tensor], *, channels: int) -> list[Product]:
-    """Count the attention of ``[N, length, channels]`` to itself, and layers for each position."""
+    """Count the self-attention of ``[N, length, channels]``, and linear layers at each position."""
     layers = [Product(_rows(x) * weight.numel(), (weight,)) for weight in weights]
     return [*layers, Product(_rows(x) * x.shape[1] * 2 * channels, ())]
 
@@ -127,7 +128,7 @@ FORMULAS: Mapping[str, Formula] = {
 
 _BLOCKS = (torch.sparse_bsr, torch.sparse_bsc)
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, *_BLOCKS)
-# Of several tensors, but no sums of products: beside these, elementwise operations and views.
+# Operations of several tensors without sums of products, besides elementwise ones and views.
 _NAMES = """
 _batch_norm_no_update _batch_norm_with_update _batch_norm_with_update_functional
 _native_batch_norm_legit _native_batch_norm_legit_functional
@@ -153,7 +154,7 @@ _SOLVERS = ("linalg_", "_linalg_", "cholesky", "triangular_solve", "matrix_exp")
 
 
 def name_of(operation: Any) -> str:
-    """Return an operation's name as the tables here have it: no ``aten::``, nor the in-place _."""
+    """Return an operation's name as in the tables here: without ``aten::`` and the in-place _."""
     name = str(operation._schema.name)
     if not name.startswith("aten::"):
         return name
@@ -162,18 +163,18 @@ def name_of(operation: Any) -> str:
 
 
 def products(operation: Any, arguments: Sequence[Any], result: Any) -> list[Product] | None:
-    """Return what an operation multiplies; None for one that may multiply, in an unknown way."""
+    """Return an operation's products; None if it may multiply in an unknown way."""
     formula = _formula(operation)
     if formula is None:
         return None if _may_multiply(operation, arguments, result) else []
     if formula is not _nothing and any(_is_irregular(x) for x in tensors_in(arguments)):
-        return None  # how many numbers are multiplied depends on what they are
+        return None  # the number of multiplications depends on which entries are stored
     return formula(arguments, result)
 
 
 @cache
 def _formula(operation: Any) -> Formula | None:
-    """Return the formula of an operation, where it is known by its name or kind alone."""
+    """Return the formula of an operation, if its name or kind alone determines it."""
     name = name_of(operation)
     elementwise = "::" not in name and torch.Tag.pointwise in operation.tags
     if elementwise or operation.is_view or name in _FREE or name.startswith(("prim::", "prims::")):
@@ -186,11 +187,11 @@ def _nothing(args: Sequence[Any], result: Any) -> list[Product]:
 
 
 def _may_multiply(operation: Any, arguments: Sequence[Any], result: Any) -> bool:
-    """Tell whether an operation that is not known may sum up products of numbers."""
+    """Return whether an unknown operation may sum products of numbers."""
     name = name_of(operation)
     if not any(map(_is_number, tensors_in([result]))):
         return False
-    if "::" in name:  # of another library, which says nothing of what is inside
+    if "::" in name:  # from another library, so what it computes is not known
         return True
     if name.startswith(_SPECTRAL) or (name.startswith(_SOLVERS) and "norm" not in name):
         return True
@@ -215,5 +216,5 @@ def tensors_in(arguments: Any) -> Iterator[Tensor]:
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Identify the memory a tensor lies in, which its views share."""
+    """Return an identifier of a tensor's memory, which its views share."""
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)

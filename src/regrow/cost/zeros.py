@@ -1,8 +1,8 @@
-"""Masked weights, followed through views and copies of them.
+"""Masked weights, followed through their views and copies.
 
-Views are found by where they lie: a parameter's memory has a map of what is kept, and any tensor in
-that memory reads the map by its own shape and strides. What is computed from parameters alone is
-followed through operations that keep zeros where they are, or move them.
+Views are found by their memory: a parameter's memory has a map of what is kept, and any tensor in
+that memory reads the map with its own shape and strides. Tensors computed from parameters alone are
+followed through operations that keep zeros in place, or move them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from regrow.cost.operations import Product, memory_of, name_of, tensors_in
 
-# Zero in the first argument gives zero in the same place; of a product, zero in any.
+# A zero in the first argument gives a zero at the same position; in products, one in any argument.
 _KEEP_ZEROS = ("clone", "_to_copy", "copy", "neg", "abs", "div", "relu", "tanh", "contiguous")
 _PRODUCTS = ("mul", "_weight_norm_interface")
-# Numbers change their places only, so that the operation can be run on the maps themselves.
+# Numbers are only moved, so these operations can be run on the maps themselves.
 _MOVES = ("cat", "stack", "index_select", "repeat", "flip", "roll")
 
 
@@ -27,8 +27,7 @@ class MaskFollower:
         self._maps: dict[
             int, Tensor | None
         ] = {}  # memory -> what is kept; None: not known any more
-        # Memory whose content does not depend on the input. Kept alive, so that no other takes its
-        # place.
+        # Memory whose content does not depend on the input, kept alive so that it is not reused.
         self._constant: dict[int, Tensor] = {}
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.layout is torch.strided:
@@ -40,7 +39,7 @@ class MaskFollower:
             self.removed += stays.numel() - int(stays.sum())
 
     def macs(self, product: Product) -> tuple[int, bool]:
-        """Return the multiply-accumulates with weights that are kept, and whether that is known."""
+        """Return the multiply-accumulates with kept weights, and whether that number is exact."""
         maps = [(x, self._map(x)) for x in product.operands if memory_of(x) in self._maps]
         if not maps:
             return product.macs, True
@@ -50,7 +49,7 @@ class MaskFollower:
         return product.macs // operand.numel() * int(stays.sum()), True
 
     def follow(self, operation: Any, arguments: Sequence[Any], result: Any) -> None:
-        """Note where the result of an operation lies, and what of it is held at zero."""
+        """Record the memory of an operation's result, and which of its numbers are held at zero."""
         sources = [memory_of(x) for x in tensors_in(arguments)]
         constant = all(memory in self._constant for memory in sources)
         for out in tensors_in([result]):
@@ -93,7 +92,7 @@ class MaskFollower:
         return combined
 
     def _as_maps(self, argument: Any) -> Any:
-        """Put maps of floats' places in place of tensors; indices stay."""
+        """Replace float tensors by maps of what is kept of them; indices stay."""
         if isinstance(argument, Tensor) and argument.is_floating_point():
             stays = self._map(argument)
             return torch.ones(argument.shape, dtype=torch.bool) if stays is None else stays
@@ -114,12 +113,12 @@ class MaskFollower:
             self._maps[memory] = None
 
     def _map(self, tensor: Tensor) -> Tensor | None:
-        """Return what is kept of a tensor's numbers, where that is known."""
+        """Return which of a tensor's numbers are kept; None if that is not known."""
         whole = self._maps.get(memory_of(tensor))
         if whole is None:
             return None
         if len(whole) * tensor.element_size() != tensor.untyped_storage().nbytes():
-            return None  # a view as another type
+            return None  # a view with another type
         return _seen_by(tensor, whole)
 
 
