@@ -182,7 +182,7 @@ CUTS = [  # the network, what is asked for, and the message
     ("Random", HALF, "'a' ('aten::bernoulli_' cannot be followed)"),
     ("Counts", HALF, "Such a network cannot be compared"),
     ("Chooses", HALF, "code counts on how many there are (with 5 of 8 it computes something else"),
-    ("Branches", HALF, "fails on an input that the network itself takes: Given groups=1, weight"),
+    ("Branches", HALF, "fails on an input that the uncut one accepts: Given groups=1, weight"),
     ("Empty", HALF, "channels and heads of every kind (scope all), and this network has none"),
     ("Blank", HALF, "gave scores for 'a' that are not all finite. Check that its weights"),
     ("Net", (), "Got none"),

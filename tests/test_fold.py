@@ -56,7 +56,7 @@ def build() -> nn.Module:
 def test_why_a_layer_with_a_norm_stays_whole_says_what_to_do(name: str) -> None:
     whole = regrow.trace(normed(NORMS[name]), torch.randn(SHAPE)).whole
     assert "its weight is computed from other parameters" in whole["0"]
-    assert "regrow.fold(network) makes it a plain one" in whole["0"]
+    assert "regrow.fold(network) makes it a plain parameter" in whole["0"]
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -250,7 +250,7 @@ WRONG = [  # what is asked for beside a comparison, and the message
     (("--macs", "0.5", "--weights", "random"), "Leave it out: the network then begins with new"),
     (("--macs", "0.5", "--weights", "pretraind"), "no such file. Do you mean published?"),
     (("--small", "gone"), "No smaller network can be read from 'gone': there is no such folder"),
-    (("--small", "mine.pt"), "from 'mine.pt': it is a file, and a folder is asked for"),
+    (("--small", "mine.pt"), "from 'mine.pt': it is a file, not a folder"),
     (("--small", "."), "from '.': it has no architecture.json and no weights.safetensors"),
     (("--macs", "0.5", "--fine-tune", "0"), "A budget's share must be a number above 0"),
     (("--macs", "0.5", "--cap", "0.5"), "cap must be a number of at least 1"),
@@ -382,9 +382,9 @@ def test_exports_of_two_networks_do_not_lie_in_one_folder(here: Path, command: C
 
 LOADS = [  # a folder, the code, and the message
     ("gone", None, "No network can be read from 'gone': there is no such folder in"),
-    ("mine.pt", None, "it is a file, and a folder is asked for"),
+    ("mine.pt", None, "it is a file, not a folder"),
     (".", None, "it has no architecture.json and no weights.safetensors"),
-    ("bert", None, "it is one of transformers, which is named hf/bert"),
+    ("bert", None, "it holds a network of transformers: name it hf/bert"),
     ("small", None, "which is not run just because a file names it"),
     ("small", "nets.py", "names no network"),
     ("small", "nets.py:wider", "Is nets.py:wider the code that it was cut from?"),

@@ -12,7 +12,7 @@ from regrow.surgery import oracle, shrink, silence, trace, verify
 from regrow.surgery.mask import Mask
 
 SHAPE = (1, 5, 3)
-LOST = "no norm's own"
+LOST = "something other than normalising them"
 
 
 class Root(nn.Module):
@@ -80,7 +80,7 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module, str]] = {
     "mean that leaves": (lambda m, x: x + m(x.mean(-1, keepdim=True)), nn.Linear(1, 8), LOST),
     "as many places as channels": (
         lambda m, x: x * root(x) + F.pad(x, (0, 0, 0, 3)).transpose(1, 2).mean(-1)[:, None],
-        nn.Identity(), "averaged beside them",
+        nn.Identity(), "also averages over as many positions",
     ),
 }  # fmt: skip
 

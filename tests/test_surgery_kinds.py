@@ -162,7 +162,7 @@ ENDS = {"last": "output", **OUT}
 UNITS = {"make": 6, "layer.weight_ih_l0": 8}
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]] = {
     "divided by its mean": (ByItsMean, {"make": 8}, OUT),
-    "divided by another mean": (ByAnothersMean, {}, {"make": "a mean over its channels", **OUT}),
+    "divided by another mean": (ByAnothersMean, {}, {"make": "mean or variance over its", **OUT}),
     "heads in the batch": (Heads, {"make": 4}, {"each": "the same for all channels", **OUT}),
     "filters along channels": (
         Stacked,
@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]]
     "first state": (
         Remembering,
         {},
-        {"make": "remember at first", "layer": "remember at first", "last": "no part", **OUT},
+        {"make": "initial state", "layer": "initial state", "last": "no part", **OUT},
     ),
 }
 

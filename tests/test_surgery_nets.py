@@ -200,7 +200,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         "mixer of places",
         Net(lambda m, x: (lambda t: m.out((t + m.m(t)).mean(2)))(m.a(x).flatten(2)),
             a=conv(3, 8), m=nn.Linear(64, 64), out=nn.Linear(8, 2)),
-        {"a": 8}, {"m": "it mixes places, not channels", **out},
+        {"a": 8}, {"m": "it mixes positions, not channels", **out},
     )  # fmt: skip
     add(
         "bias made of two parameters and a buffer",
@@ -330,7 +330,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         "spatial gate",
         Net(lambda m, x: (lambda y: m.out(y * torch.sigmoid(m.g(y))))(r(m.a(x))),
             a=conv(3, 8), g=conv(8, 1), out=conv(8, 2)),
-        {"a": 8}, {"g": "it is spread over other channels", **out},
+        {"a": 8}, {"g": "it is broadcast over other channels", **out},
     )  # fmt: skip
     add(
         "Conv1d",
@@ -381,7 +381,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
     add(
         "layer norm that shifts the map",
         Net(lambda m, x: m.out(m.n(m.a(x))), a=conv(3, 8), n=nn.LayerNorm([8, 8]), out=conv(8, 2)),
-        {"a": 8}, {"n": "native_layer_norm' takes it in 'n'", **out},
+        {"a": 8}, {"n": "native_layer_norm' reads it in 'n'", **out},
     )  # fmt: skip
     add(
         "norms of a width that stands in the code",
@@ -725,7 +725,7 @@ class Turn(nn.Module):
 
 def test_mover_whose_channels_vary_over_its_map_is_refused() -> None:
     net = Net(lambda m, x: m.out(m.t(m.a(x))), a=conv(3, 8), t=Turn(), out=conv(8, 2))
-    with pytest.raises(TraceError, match=r"pass 't' vary over its map, .* Remove that method"):
+    with pytest.raises(TraceError, match=r"of 't' vary over its map, .* Remove that method"):
         trace(net, SHAPE)
 
 

@@ -323,7 +323,7 @@ def test_network_is_cut_as_if_silenced(kind: str, monkeypatch: pytest.MonkeyPatc
 def test_scale_that_attention_computes_keeps_a_single_head_whole() -> None:
     found = trace(single_head(), TOKENS)
     assert groups(found) == {"embed": ("linear", 12), "v": ("linear", 12)}
-    assert "the scale of attention counts it" in found.whole["q"]
+    assert "the scale of attention depends on its width" in found.whole["q"]
 
 
 @pytest.mark.parametrize("settings", [Settings, lambda: SimpleNamespace(**vars(Settings()))])

@@ -183,7 +183,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     ),
     "torch.jit.script inside": (
         quietly(lambda: chain(conv(3, 8), torch.jit.script(nn.Sequential(conv(8, 6))))),
-        {}, {"a": "it meets a module that torch.jit compiled", "b.0": "torch.jit"},
+        {}, {"a": "it enters a module that torch.jit compiled", "b.0": "torch.jit"},
     ),
     "GRU": (
         lambda: tokens(nn.GRU(8, 6, batch_first=True), lambda m, t: m(t)[0], width=6),
@@ -232,7 +232,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     ),
     "norm of the input": (
         lambda: chain(nn.Sequential(nn.BatchNorm2d(3), conv(3, 8))),
-        {"a.1": 8, "b": 6}, {"a.0": "what enters it is kept whole: the network's input"},
+        {"a.1": 8, "b": 6}, {"a.0": "its input is kept whole: the network's input"},
     ),
     "norm of the output": (
         lambda: nn.Sequential(chain(conv(3, 8)), nn.BatchNorm2d(2)),
@@ -254,8 +254,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     "sum with a sum of those": (
         lambda: Net(lambda m, x: m.out(m.b(m.a(x)) + (m.p(m.a(x)[:, :6]) * 2).relu()),
                     a=conv(3, 8), b=conv(8, 6), p=Cumulated(), out=conv(6, 2)),
-        {}, {"a": "", "b": "it meets data that is kept whole: what 'aten::slice' makes of "
-             "channels"},
+        {}, {"a": "", "b": "it meets data that is kept whole: the result of 'aten::slice'"},
     ),
     "token of its own": (
         lambda: Net(lambda m, x: m.out(torch.cat([m.cls.expand(len(x), -1, -1),
@@ -458,5 +457,5 @@ def test_data_that_is_kept_whole_is_named_where_only_an_operation_is_known() -> 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 16), Experts(), nn.Linear(16, 4)).eval()
     reasons = trace(net, torch.randn(5, 8)).whole
-    assert reasons["0"] == "it meets data that is kept whole: what 'aten::bmm' takes in '1'"
+    assert reasons["0"] == "it meets data that is kept whole: an input of 'aten::bmm' in '1'"
     assert not [r for r in reasons.values() if r.endswith(("kept whole", ": "))]

@@ -1,10 +1,10 @@
-"""Surgery: trace a network into groups of channels, and shrink it to those that are kept.
+"""Surgery: trace a network into groups of channels, and remove those that a mask prunes.
 
-    found = trace(model, example)             # found.groups: what can be cut; found.whole: why not
-    small = shrink(model, mask, found)        # an ordinary, smaller nn.Module
-    verify(model, mask, found)                # is it the silenced network, and would it show?
+    found = trace(model, example)       # found.groups can be cut; found.whole cannot, with reasons
+    small = shrink(model, mask, found)  # an ordinary, smaller nn.Module
+    verify(model, mask, found)          # proves that it equals the network with zeroed channels
 
-The only code that changes shapes.
+No other code changes the shapes of a network.
 """
 
 from regrow.surgery.blocks import (

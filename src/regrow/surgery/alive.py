@@ -1,7 +1,7 @@
 """A copy of a network with redrawn parameters, so that every channel affects its output.
 
-Networks are built, and trained, with parts that add nothing: last norms that start at zero, layer
-scales of 1e-6, scales driven to zero by a penalty. What is wrong behind such a part cannot show.
+Networks have parts that contribute nothing: last norms that start at zero, layer scales of 1e-6,
+scales driven to zero by a penalty. They hide errors of the layers before them.
 """
 
 import math
@@ -19,14 +19,15 @@ from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import call, evaluating, worded
 
 BIAS = 0.2
-SAME = 1e-6  # of the square, below which what differs between values is their rounding
-FEW = 2  # values of a channel, below which its mean and variance are those of all channels
+SAME = 1e-6  # relative mean square, up to which differences between values are rounding
+FEW = 2  # values per channel, below which mean and variance are taken over all channels
 
 
 def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
     """Run a network in evaluation mode on one tensor, a sequence of inputs, or inputs by name.
 
-    A ``TraceError`` says why it fails, if it does: its code may choose by its data what to run.
+    Raises:
+        TraceError: the network fails, perhaps because its code branches on its data.
     """
     try:
         with torch.set_grad_enabled(graph), evaluating(model):
@@ -34,21 +35,21 @@ def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
     except Exception as error:
         raise TraceError(
             f"The network fails on an input like the example: {worded(error)}. "
-            "Its code may choose by its data what to run. Let it take any input of that shape."
+            "Its code may branch on its data. Make it accept any input of that shape."
         ) from error
 
 
 def enlivened(
     model: nn.Module, example: Any, *, silenced: Callable[[nn.Module], nn.Module] | None = None
 ) -> nn.Module:
-    """Return a copy of a network with other parameters and statistics, none of them near zero.
+    """Return a copy of a network with random parameters and statistics, none of them near zero.
 
-    Magnitudes and signs are drawn; the scale is a tensor's own, or where that is next to nothing
-    one that fits its shape. While the example passes once, each convolution and linear layer is
-    centred and scaled by what it puts out, so that few ReLUs are shut, and norms take statistics
-    near those of what they are given: deep networks neither overflow nor fade. With ``silenced``,
-    which makes a copy with some units at zero, that copy is what is to be alive: what the data
-    says of the units that are left is said of it.
+    Magnitudes and signs are drawn; the scale is a tensor's own or, if that is near zero, one that
+    suits its shape. During one pass of the example, each convolution and linear layer is centred
+    and scaled by its output, so that few ReLUs are dead, and norms get statistics near those of
+    their input: activations of deep networks neither overflow nor vanish. ``silenced`` makes a copy
+    with some units at zero; if it is given, these adjustments are made on that copy, so that they
+    suit the remaining units.
     """
     live = duplicate(model)
     draw = seeded(0, "alive")
@@ -64,7 +65,7 @@ def enlivened(
         called(quiet, example)
     with torch.no_grad():
         for tensor, quiet_tensor in zip(_tensors(live), _tensors(quiet), strict=True):
-            # Zero is what is silent alone.
+            # Only silenced entries are zero.
             tensor.copy_(torch.where(quiet_tensor == 0, tensor, quiet_tensor))
     return live
 
@@ -74,7 +75,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def drawn_like(example: Any, draw: Generator) -> Any:
-    """Draw inputs like an example's: floats that are all zero anew, and others from its values."""
+    """Draw inputs like an example: all-zero float tensors from a normal, others from its values."""
 
     def drawn(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.numel():
@@ -88,7 +89,7 @@ def drawn_like(example: Any, draw: Generator) -> Any:
 
 
 def is_blank(example: Any) -> bool:
-    """Tell whether an example has a tensor of zeros alone, which stands for a shape."""
+    """Return whether an example has an all-zero float tensor, which stands for a shape."""
     return tree_any(lambda leaf: isinstance(leaf, Tensor) and _is_blank(leaf), example)
 
 
@@ -97,15 +98,15 @@ def _is_blank(leaf: Tensor) -> bool:
 
 
 def _alive(tensor: Tensor, draw: Generator, *, small: bool) -> Tensor:
-    """Draw values of a tensor's own scale, none near zero; positive if all of its own are.
+    """Draw values on a tensor's own scale, none near zero; nonnegative if all of its own are.
 
-    Those of a bias are small, of either sign, so that they shut no ReLU.
+    Biases (``small``) get small values of either sign, so that no ReLU is dead.
     """
     values = tensor.detach().double().cpu()
     if not values.numel():
         return values
     size = float(values.square().mean().sqrt())
-    # He's rule, over the longer side for want of knowing which one is summed over.
+    # He initialisation; the fan-in is not known, so the longest dimension is taken for the outputs.
     least = 0.5 / (values.numel() / max(values.shape, default=1)) ** 0.5
     size = BIAS if small else size if size > least else least
     magnitude = (0.5 + torch.rand(values.shape, generator=draw)) * size
@@ -127,7 +128,7 @@ def _has_statistics(module: nn.Module) -> bool:
 def _set_statistics_(
     norm: nn.Module, mean: Tensor, variance: Tensor, draw: Generator, *, silent_stays: bool
 ) -> None:
-    """Give a norm statistics near a mean and a variance, other ones for each channel."""
+    """Set a norm's running statistics near a mean and a variance, differently for each channel."""
     running_mean, running_var = norm._buffers["running_mean"], norm._buffers["running_var"]
     assert running_mean is not None
     assert running_var is not None
@@ -140,7 +141,7 @@ def _set_statistics_(
 
 @contextmanager
 def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
-    """Scale layers, and set the statistics of norms, by the first data that each one sees."""
+    """Scale each layer, and set each norm's statistics, by the first data that it gets."""
     seen: set[nn.Module] = set()
 
     def before(norm: nn.Module, args: tuple[Any, ...]) -> None:
@@ -166,7 +167,7 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
             if bias is not None:
                 shift = 0.3 * torch.randn(bias.shape, generator=draw).to(bias)
                 bias.div_(size).add_(shift * heard)
-        # What it puts out need not follow its weight, and hooks may be part of what it computes.
+        # Run again: the output need not scale with the weight, and hooks may be part of the layer.
         return layer(*args, **inputs)
 
     with ExitStack() as hooks:
@@ -183,12 +184,12 @@ def _many(channels: Tensor) -> bool:
 
 
 def _differ(centred: Tensor, channels: Tensor) -> bool:
-    """Tell whether values are not all their mean: what is made of one time step for all samples."""
+    """Return whether values vary: an embedding of one time step is the same for all samples."""
     return float(centred.square().mean()) > SAME * float(channels.square().mean())
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the variance of each channel, or where it has few values of all."""
+    """Return the mean and variance of each channel, or of all if each has few or equal values."""
     channels = x.transpose(0, 1).flatten(1)
     mean, variance = channels.mean(1), channels.var(1, correction=0)
     if channels.shape[1] < FEW or not _differ(channels - mean[:, None], channels):

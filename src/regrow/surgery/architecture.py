@@ -1,9 +1,9 @@
-"""Pruned networks are recipes, not pickles: a model's name, its arguments and what was kept.
+"""Pruned networks saved as descriptions, not as pickles: a model, its arguments and its cuts.
 
-``save`` writes ``architecture.json`` and ``weights.safetensors``; ``load`` builds the model by
-code, cuts it as it was cut, and fills in the weights. The first carries a digest of both files.
-Code of one's own is run only if the caller of ``load`` names it, because a folder may come from
-anywhere.
+``save`` writes ``architecture.json`` and ``weights.safetensors``; ``load`` builds the model with
+its code, repeats the cuts, and loads the weights. ``architecture.json`` contains digests of itself
+and of the weights. A user's code is run only if the caller of ``load`` names it, because a folder
+may come from anywhere.
 """
 
 import math
@@ -72,7 +72,7 @@ class Architecture:
             check_kind(mask, Mask, cuts)
         if isinstance(model, ModelSpec):
             shape = shape if model.inputs is None else Inputs.read(model.inputs.split())
-            if is_origin(model.name):  # whose code is not run because a file names it
+            if is_origin(model.name):  # its code is not run just because a file names it
                 model = ModelOrigin(model.name, model.arguments)
         if isinstance(model, ModelOrigin):
             model, shape = model.spec() or model, inputs_of(shape)
@@ -86,25 +86,25 @@ class Architecture:
 
     @property
     def code(self) -> str | None:
-        """The place of one's own code that builds it, if it is neither regrow's nor a library's."""
+        """The location of a user's code that builds it; None for models of regrow or a library."""
         model = self.model
         return model.text if isinstance(model, ModelOrigin) and model.kind == "code" else None
 
     def build(self, *, seed: int = 0) -> nn.Module:
-        """Build the network with fresh weights (those of the uncut model's seed, then cut)."""
+        """Build the network with new weights: those of the uncut model for this seed, then cut."""
         if isinstance(self.model, ModelOrigin):
             return self.cut(self.model.build(seed=seed))
         return self.cut(build(self.model.untrained(), seed=seed))
 
     def cut(self, model: nn.Module) -> nn.Module:
-        """Cut a network of the uncut model."""
+        """Apply the cuts to a network of the uncut model."""
         model = fold(model) if self.folded else model
         for number, mask in enumerate(self.cuts):
             model = shrink(model, mask, self._traced(model, uncut=number == 0))
         return model
 
     def example(self) -> Any:
-        """Return an input of the model, or several."""
+        """Return an example input of the model, or several inputs."""
         if isinstance(self.shape, Inputs):
             return self.shape.example()
         assert isinstance(self.model, ModelSpec)
@@ -124,7 +124,7 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """Return the model, the example's shape, and for each cut the kept units of each group.
 
-        ``units`` is there where not all of the cuts are of channels.
+        ``units`` is present only if some cut is not of channels.
         """
         units = [mask.unit for mask in self.cuts]
         return {
@@ -190,10 +190,10 @@ class Architecture:
 
 
 def traced(model: nn.Module, spec: ModelSpec, shape: tuple[int, ...]) -> Trace:
-    """Return the trace of an uncut network of a model.
+    """Return the trace of an uncut network of a registered model.
 
-    Found once in each process for a model of regrow's own, whose code asks for no weight's value,
-    so that all its networks have one trace. What the code of other models asks for is not known.
+    For regrow's own models it is cached in each process: their code does not depend on the values
+    of weights, so all networks of a model have the same trace. Of other models this is not known.
     """
     if not is_fixed(spec):
         return trace(model, example_input(spec, shape))
@@ -204,18 +204,18 @@ def traced(model: nn.Module, spec: ModelSpec, shape: tuple[int, ...]) -> Trace:
 
 
 def is_fixed(spec: ModelSpec) -> bool:
-    """Tell whether a model's structure is known to be the same whatever its weights are."""
+    """Return whether a model's structure is known not to depend on its weights."""
     return MODELS.is_own(spec.name)
 
 
 @lru_cache(maxsize=8)  # a study has few models
 def _found(spec: ModelSpec, shape: tuple[int, ...]) -> list[Trace]:
-    """Return where the trace of a model is kept: an empty list until it is found."""
+    """Return the cache of a model's trace: a list that is empty until the trace is added."""
     return []
 
 
 def _is_shape(shape: object) -> bool:
-    """Tell whether a value is the shape of an example that memory holds."""
+    """Return whether a value is the shape of an example that fits in memory."""
     if not isinstance(shape, tuple) or not shape or not all(is_int(n, least=1) for n in shape):
         return False
     return math.prod(shape) <= MOST_VALUES
@@ -287,9 +287,9 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
         ) from error
     except RegrowError:
         raise
-    except Exception as error:  # of layers that cannot be
+    except Exception as error:  # from layers that cannot be built
         raise StoreError(
-            f"What '{path / ARCHITECTURE}' says cannot be built: {type(error).__name__}: "
+            f"The network in '{path / ARCHITECTURE}' cannot be built: {type(error).__name__}: "
             f"{short(error)}"
         ) from error
     try:
@@ -308,7 +308,7 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
 
 
 def _read(path: Path, code: str | None) -> tuple[Architecture, Any, dict[str, Tensor]]:
-    """Return what a folder holds: an architecture, the digest of the weights, and the weights."""
+    """Return a folder's architecture, the digest of the weights, and the weights."""
     file = path / ARCHITECTURE
     try:
         value = unsealed(read_file(file), ARCHITECTURE)
@@ -326,20 +326,24 @@ def _read(path: Path, code: str | None) -> tuple[Architecture, Any, dict[str, Te
 
 
 def unreadable(folder: Path, error: Exception) -> str:
-    """Say what is missing of a folder that should hold a network, or what went wrong."""
+    """Return what is missing in a folder that should hold a network, or what went wrong."""
     if folder.is_file():
-        return "it is a file, and a folder is asked for"
+        return "it is a file, not a folder"
     if not folder.exists():
         return f"there is no such folder in '{Path.cwd()}'"
     if missing := [name for name in (ARCHITECTURE, WEIGHTS) if not (folder / name).exists()]:
         saved = (folder / "config.json").is_file()
-        of_others = f"; it is one of transformers, which is named hf/{folder}" if saved else ""
+        of_others = f"; it holds a network of transformers: name it hf/{folder}" if saved else ""
         return f"it has no {' and no '.join(missing)}{of_others}"
     return why(error, folder) if isinstance(error, OSError) else short(error)
 
 
 def _by_code(architecture: Architecture, code: str | None, folder: Path) -> Architecture:
-    """Return an architecture whose code is named by the caller, not only by its file."""
+    """Return the architecture, with the code that the caller named in place of its file's.
+
+    Raises:
+        ConfigError: the caller named no code, or the network needs none.
+    """
     model = architecture.model
     if not isinstance(model, ModelOrigin) or model.kind != "code":
         if code is not None:
@@ -351,7 +355,7 @@ def _by_code(architecture: Architecture, code: str | None, folder: Path) -> Arch
         raise ConfigError(
             f"The network in '{folder}' is built by the code {model.text!r}, which is not run "
             f"just because a file names it. If you trust it: regrow.load({str(folder)!r}, "
-            f"code={model.text!r}), with the path where that code lies now."
+            f"code={model.text!r}), with the current path of that code."
         )
     return replace(architecture, model=ModelOrigin(code, model.arguments))
 

@@ -1,4 +1,4 @@
-"""Assumptions that a trace makes about a network's code, and what it assumes when a trial fails."""
+"""Assumptions that a trace makes about a network's code, and how failed trials change them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,22 +20,28 @@ MOST_STARTS = 3
 
 @dataclass(frozen=True)
 class Followed:
-    """A trace, the numbers of modules that may follow its cuts, and how other choices are made."""
+    """A trace, the modules' numbers that may change with its cuts, and how to choose among them.
+
+    ``follow`` returns the trace under other choices.
+    """
 
     trace: Trace
     told: Sequence[Number]
     follow: Callable[[Mapping[Attribute, Choice]], Trace]
 
     def numbers_of(self, name: str) -> tuple[Attribute, ...]:
-        """Name the attributes that may count a group's units."""
+        """Return the attributes that may count a group's units."""
         return tuple(dict.fromkeys(n.place for n in self.told if name in self.groups_of(n)))
 
     def groups_of(self, number: Number) -> set[str]:
-        """Name the groups that a number may count."""
+        """Return the names of the groups that a number may count."""
         return self._counts[number.slot]
 
     def other_numbers(self, unlike: Unlike) -> list[dict[Attribute, Choice]]:
-        """List choices by which a number stays that must: all that equal it stay, or but one."""
+        """List choices that leave the attributes at fault unchanged: all, or all but one.
+
+        These are the attributes of the operation's module that equal its differing constant.
+        """
         node, number = unlike.node, unlike.numbers[0]
         here = [n for n in self.told if node is not None and n.module == node.module]
         places = [n.place for n in here if len(n.counted[0]) in (number, -number)]
@@ -44,7 +50,10 @@ class Followed:
         return [tried for tried in tries if tried]
 
     def doubtful(self) -> list[str]:
-        """Name groups of which some attribute may count one or the other: of each the first."""
+        """Return the names of groups that compete for an attribute: it may count any one of them.
+
+        Of each attribute, only its first such number is considered.
+        """
         several: dict[Attribute, set[str]] = {}
         for number in self.told:
             if len(self._counts[number.slot]) > 1:
@@ -53,13 +62,13 @@ class Followed:
 
     @property
     def are_compared(self) -> bool:
-        """True if code compares numbers that may follow, which do other things where they meet."""
+        """True if code compares attributes that may change: it may branch where they are equal."""
         places = {number.place for number in self.told}
         return any(a != b and a.is_compared_with(b) for a in places for b in places)
 
     @cached_property
     def _counts(self) -> dict[tuple[str, int], set[str]]:
-        """The groups that numbers may count."""
+        """The names of the groups that each number may count, by its slot."""
         places = {number.place for number in self.told}
         counts: dict[tuple[str, int], set[str]] = {number.slot: set() for number in self.told}
         for choice in range(max((len(number.counted) for number in self.told), default=0)):
@@ -72,11 +81,11 @@ class Followed:
 
 @dataclass
 class Assumptions:
-    """Assumptions about what a network's code counts, held until a trial fails.
+    """Assumptions about how a network's code depends on widths, kept until a trial fails.
 
-    ``counted`` are weights whose outputs the code counts, with why; ``coupled`` those whose outputs
-    go with their inputs and ``even`` those divided evenly (see ``Painter``), and ``alone`` those of
-    which it was tried in vain that they go with their inputs.
+    ``counted`` are weights whose number of outputs the code depends on, with the reason;
+    ``coupled`` those whose outputs are removed together with their inputs and ``even`` those
+    divided evenly (see ``Painter``); ``alone`` those for which coupling was tried and did not help.
     """
 
     views: frozenset[str]
@@ -85,26 +94,27 @@ class Assumptions:
     even: frozenset[str] = frozenset()
     alone: frozenset[str] = frozenset()
     choices: dict[Attribute, Choice] = field(default_factory=dict)
-    ones: frozenset[Attribute] = frozenset()  # all that one of these counts goes together
-    several: frozenset[Attribute] = frozenset()  # of which that was tried in vain
-    guesses: list[frozenset[str]] | None = None  # what is still to be guessed
+    ones: frozenset[Attribute] = frozenset()  # all that one of these may count is removed together
+    several: frozenset[Attribute] = frozenset()  # those for which that did not help
+    guesses: list[frozenset[str]] | None = None  # sets of weights that are still to be coupled
     guessed: frozenset[str] = frozenset()
-    judged: bool = False  # whether heads were tried without their streams
-    _known: dict[Any, dict[str, str]] = field(default_factory=dict)  # what was refused, by all this
-    _held: set[Any] = field(default_factory=set)  # all that was assumed so far
+    judged: bool = False  # whether heads and streams were tried separately
+    _known: dict[Any, dict[str, str]] = field(default_factory=dict)  # groups refused, by state
+    _held: set[Any] = field(default_factory=set)  # all states assumed so far
 
     def hold(self, trials: Trials, found: Followed) -> Trace | None:
-        """Return the trace of which all groups can lose units; else None, and assume otherwise.
+        """Return the trace if all of its groups can lose units; else change what is assumed.
 
-        What it assumes then was never assumed before: there is only so much, so a trace ends. All
-        but ``choices`` only ever goes one way: ``coupled`` and ``ones`` grow, and what they lose in
-        vain is remembered; so a correction by choices is the one that must ask (``_is_new``).
+        Return None after such a change. The new assumptions were never held before, and there are
+        finitely many, so tracing ends. All fields but ``choices`` change in one direction only:
+        ``coupled`` and ``ones`` grow, and what is taken out of them again is remembered. So only a
+        correction of ``choices`` has to check that it is new (``_is_new``).
         """
         state = self._state(self.choices)
         if state in self._held:
             raise TraceError(
-                "It cannot be settled which groups of this network can be cut, because assumptions "
-                "about its code repeat. Keep some of its modules whole (keep=, --keep), and please "
+                "Cannot decide which groups of this network can be cut, because assumptions about "
+                "its code repeat. Keep some of its modules whole (keep=, --keep), and please "
                 "report the network."
             )
         self._held.add(state)
@@ -115,7 +125,7 @@ class Assumptions:
             self.coupled -= collapsed
             return None
         cut = {slot.tensor for g in trace.groups.values() for slot in g.producers()}
-        # Heads that go with what is kept whole are whole: that fits always, and is no answer.
+        # A guess that leaves heads whole, with their stream, passes every trial: try another.
         if not self.guessed <= cut and self._guess(trials, trace):
             return None
         wrong = trials.wrong(trace)
@@ -149,9 +159,10 @@ class Assumptions:
         return trace
 
     def divide(self, found: Trace, names: Collection[str], *, single: bool = False) -> bool:
-        """Let convolutions lose channels out of each group if groups cannot go, or are one unit.
+        """Cut channels evenly from all groups of convolutions that cannot lose whole groups.
 
-        Return whether something was changed.
+        ``single`` restricts this to those whose groups are all one unit. Return whether something
+        was changed.
         """
         groups = [found.groups[name] for name in names if found.groups[name].kind == "grouped"]
         whole = {s.tensor for g in groups if g.size == 1 or not single for s in g.producers()}
@@ -159,28 +170,28 @@ class Assumptions:
         return self.even != before
 
     def divide_whole(self, found: Trace, grouped: Collection[str]) -> bool:
-        """Do so, too, where no group can go because what comes in or goes out is kept whole."""
+        """Do the same where no group can be removed because the input or output is kept whole."""
         cut = {slot.tensor for group in found.groups.values() for slot in group.producers()}
         before, self.even = self.even, self.even | ({f"{g}.weight" for g in grouped} - cut)
         return self.even != before
 
     def _state(self, choices: Mapping[Attribute, Choice]) -> Any:
-        """Write down all that is assumed, with some choices."""
+        """Return all that is assumed, with the given choices, as a hashable value."""
         sets = (self.views, self.coupled, self.even, self.alone, self.ones, self.several)
         guessed = (self.guessed, self.judged, None if self.guesses is None else len(self.guesses))
         return sets, guessed, frozenset(self.counted), frozenset(choices.items())
 
     def _is_new(self, choices: Mapping[Attribute, Choice]) -> bool:
-        """Tell whether it was never tried to assume some choices with all else that is assumed."""
+        """Return whether these choices were never tried with the other current assumptions."""
         return self._state(choices) not in self._held
 
     def _collapsed(self, found: Trace) -> frozenset[str]:
-        """Name what goes with its inputs in one unit only: that fits always, and is no answer."""
+        """Return coupled weights whose group is now a single unit, which passes every trial."""
         single = (g for g in found.groups.values() if g.size == 1)
         return self.coupled & {slot.tensor for g in single for slot in g.producers()}
 
     def _refused(self, trials: Trials, found: Trace) -> dict[str, str]:
-        """Find the groups that cannot lose units; once for the same assumptions."""
+        """Find the groups that cannot lose units, with reasons; cached for the same assumptions."""
         choices = frozenset(self.choices.items())
         key = (self.views, frozenset(self.counted), self.coupled, self.even, self.ones, choices)
         if key not in self._known:
@@ -188,12 +199,12 @@ class Assumptions:
         return dict(self._known[key])
 
     def _guess(self, trials: Trials, found: Trace) -> bool:
-        """Let heads go with their streams when a trial has failed first; undo it if in vain.
+        """Couple heads to their streams after a first failed trial; undo it if it does not help.
 
-        All those that read a stream, then all there are, and then those whose code cannot lose
-        heads alone. Return whether something was changed. Most networks whose code counts heads by
-        the width of a stream do so everywhere, and to find each of them by halving takes many
-        trials.
+        First all heads that read a stream are coupled, then all heads, and then those whose code
+        cannot lose heads alone. Return whether something was changed. Most networks whose code
+        derives the number of heads from the width of a stream do so everywhere, and finding each
+        case by halving would take many trials.
         """
         if self.guesses is None:
             heads = (g for g in found.groups.values() if g.kind == "head")
@@ -209,10 +220,10 @@ class Assumptions:
         return self.coupled != before
 
     def _correct(self, trials: Trials, broken: Mapping[str, str], found: Followed) -> None:
-        """Assume something else after a trial in which groups could not lose a unit.
+        """Change the assumptions after a trial in which groups could not lose units.
 
-        Heads may go with the stream that they read, numbers may count other channels; if neither
-        helps, the groups are kept whole.
+        Heads may be coupled to the stream that they read, attributes may count other channels; if
+        neither helps, the groups are kept whole.
         """
         groups = found.trace.groups
         rows = _heads_of_streams(found.trace, broken) - self.alone
@@ -242,17 +253,17 @@ class Assumptions:
             return
         whole = list(broken)
         if len(broken) > 1 and trials.wrong(found.trace, whole[:1]) is None:
-            # Only together can they not: it is enough that one stays as it is.
+            # They fail only together, so it is enough to keep one of them whole.
             whole = [min(broken, key=lambda name: groups[name].size)]
         self.views -= set(whole)
         for name in whole:
             self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({broken[name]})")
 
     def _as_one(self, broken: Collection[str], found: Followed) -> bool:
-        """Let all go together that a number counts by which some cannot go, heads too; or undo it.
+        """Unite all groups that an attribute of a failing group may count, or undo that.
 
-        So queries and values have as many heads where others lie between them (talking heads), and
-        are as wide in an attention of one head. Return whether something was changed.
+        So queries and values lose heads together where talking heads mix them in between, and
+        channels together in single-head attention. Return whether something was changed.
         """
         here = [n for n in found.told if not found.groups_of(n).isdisjoint(broken)]
         in_vain = self.ones & {number.place for number in here}
@@ -269,10 +280,11 @@ class Assumptions:
 def _equal_by_chance(
     trials: Trials, found: Followed, choices: Mapping[Attribute, Choice]
 ) -> dict[Attribute, Choice]:
-    """Name the numbers that need not follow: they equal a width by chance, and count other things.
+    """Return choices that leave attributes unchanged that equal a width only by chance.
 
-    A number that the example does not need (the most places there may be) would be wrong for other
-    inputs if it followed. Those that code compares count the same sort of thing.
+    They need not change for a trial to pass. Changing an attribute that the example does not need
+    (the largest number of positions) would be wrong for other inputs. Attributes that code compares
+    with each other count the same kind of thing, so they are treated alike.
     """
     stay: dict[Attribute, Choice] = {}
     places = dict.fromkeys(number.place for number in found.told)
@@ -292,7 +304,7 @@ def _equal_by_chance(
 
 
 def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
-    """Name the weights that make heads from a stream, where the code counts one by the other."""
+    """Return the weights that make heads from a stream, where both are among the broken groups."""
     reads = {s.tensor: name for name, g in found.groups.items() for s in g.readers()}
     return frozenset(
         slot.tensor
@@ -304,7 +316,10 @@ def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
 
 
 def _heads_bound(trials: Trials, found: Trace) -> frozenset[str]:
-    """Name the weights that make heads from streams by code of which neither can go alone."""
+    """Return the weights that make heads from streams, where neither can be cut without the other.
+
+    That is tried once for all modules with the same code.
+    """
     rows = _heads_of_streams(found, found.groups)
     reads = {s.tensor: name for name, g in found.groups.items() for s in g.readers()}
     by_code: dict[Any, dict[str, set[str]]] = {}
@@ -323,7 +338,7 @@ def _heads_bound(trials: Trials, found: Trace) -> frozenset[str]:
 
 
 def _code_above(model: nn.Module, tensor: str) -> tuple[Any, ...]:
-    """Return the classes of a tensor's module and of the one above, and the latter's switches."""
+    """Return the classes of a tensor's module and of its parent, and the parent's flags."""
     module = tensor.rpartition(".")[0]
     above = model.get_submodule(module.rpartition(".")[0])
     switches = {n: value for n, value in vars(above).items() if isinstance(value, bool | str)}
@@ -331,7 +346,7 @@ def _code_above(model: nn.Module, tensor: str) -> tuple[Any, ...]:
 
 
 def _as_wide_as_read(found: Trace, broken: Collection[str]) -> frozenset[str]:
-    """Name the weights that make as many channels as they read, where the code counts on that."""
+    """Return the weights with as many outputs as inputs, where both are among the broken groups."""
     reads = {s.tensor: (name, s) for name, g in found.groups.items() for s in g.readers()}
     made = [slot for name in broken for slot in found.groups[name].producers()[:2]]
     return frozenset(
@@ -350,10 +365,7 @@ def _other_choices(
     found: Followed,
     choices: Mapping[Attribute, Choice],
 ) -> dict[Attribute, Choice]:
-    """Find which numbers of modules follow, where to let all of them follow breaks some groups.
-
-    Trials decide.
-    """
+    """Find by trials which attributes have to change, where changing all of them breaks groups."""
     better: dict[Attribute, Choice] = {}
     known: set[tuple[Attribute, ...]] = set()
     remaining = list(broken)
@@ -373,10 +385,11 @@ def _other_choices(
 def _choice(
     trials: Trials, name: str, found: Followed, choices: Mapping[Attribute, Choice]
 ) -> dict[Attribute, Choice] | None:
-    """Find other choices with which a group can lose units, if there are any.
+    """Find other choices with which a group can lose units; None if there are none.
 
-    Tried are another dimension for one number, all but one, and one alone; then, from what went
-    furthest before it failed, one number more that stays or follows, as long as that helps.
+    First another dimension is tried for one attribute, and leaving one, several or all but one
+    unchanged. Then, starting from the choices that ran furthest before they failed, one more
+    attribute is left unchanged or changed, as long as that gets further.
     """
     places = found.numbers_of(name)
     told = [number for number in found.told if name in found.groups_of(number)]
@@ -408,11 +421,11 @@ def _tries(places: Sequence[Attribute], told: Sequence[Number]) -> list[dict[Att
         for choice in range(1, max(len(n.counted) for n in told if n.place == place))
     ]
     tries += [{place: None} for place in places]
-    # Numbers of one name count one thing, whatever module holds them.
+    # Attributes of one name count the same thing in all modules.
     for short in dict.fromkeys(place.short for place in places):
         tries.append({p: None for p in places if p.short == short})
         tries.append({p: None for p in places if p.short != short})
-    # Numbers that are equal count one thing, those beside them another.
+    # Equal attributes count the same thing, the others something else.
     values = {number.place: len(number.counted[0]) for number in told}
     for value in dict.fromkeys(values[place] for place in places):
         tries.append({p: None for p in places if values[p] == value})

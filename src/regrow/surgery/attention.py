@@ -1,7 +1,7 @@
-"""Rules for products of two tensors of data, of which attention is made.
+"""Rules for products of two tensors of data, as in attention.
 
-Channels that lie along the dimensions of a batch (attention heads) are kept apart by a product, and
-go with those of the other factor; all that lies within one of them goes with it.
+A product keeps channels along batch dimensions (attention heads) apart and unites them with those
+of the other factor; everything within a head is removed with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @rule("aten::bmm", "aten::baddbmm")
 def _multiply_matrices(painter: Painter, node: Node) -> None:
-    """Multiply ``[b, m, k]`` and ``[b, k, n]``, and add the result to something."""
+    """Multiply ``[b, m, k]`` and ``[b, k, n]``; ``baddbmm`` adds another tensor."""
     *added, left, right = node.args[:3] if node.name == "aten::baddbmm" else node.args[:2]
     a, b = painter.of(left), painter.of(right)
     matrix = None if added or painter.is_painted(right) else painter.weight_view(right)
@@ -36,14 +36,15 @@ def _multiply_matrices(painter: Painter, node: Node) -> None:
     else:
         result = _contract(painter, node, a, b)
         if added and result.coloured_dims():
-            painter.keep_whole(result, node, "something is added to it")
+            painter.keep_whole(result, node, "another tensor is added to it")
     painter.put(node, replace(result, shape=painter.shape(node.outputs[0])))
 
 
 def _multiply_by_weight(painter: Painter, node: Node, source: Paint, weight: Laid) -> bool:
-    """Multiply by a parameter of more than two dimensions, which were merged: an einsum's.
+    """Multiply by a parameter whose several dimensions were merged to a matrix, as by einsum.
 
-    Of those that are read, and of those that are made, channels lie along one.
+    Channels lie along one of its input dimensions, and along one of its output dimensions. Return
+    False if it is laid out in another way.
     """
     features = source.along(-1)
     if features is None or painter.shape(node.refs()[1])[0] != 1:
@@ -65,7 +66,7 @@ def _multiply_by_weight(painter: Painter, node: Node, source: Paint, weight: Lai
 
 
 def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
-    """Multiply matrices of channels: those that are summed over go together."""
+    """Multiply matrices of channels; unite the channels that are summed over."""
     whole = Paint(torch.full((1, 1, 1), WHOLE), a.shape)
     if len(a.coloured_dims()) > 1 or len(b.coloured_dims()) > 1:
         painter.unknown(node)
@@ -73,10 +74,12 @@ def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
     if 2 in a.coloured_dims() or 1 in b.coloured_dims():
         painter.unite(a.ids.transpose(1, 2), b.ids)
         if not (a.clean or b.clean):
-            painter.keep_whole(a, node, "a channel that is cut would not be zero where it is read")
+            painter.keep_whole(a, node, "a removed channel would not be zero where it is read")
         return whole
     if 1 in a.coloured_dims() and 2 in b.coloured_dims():
-        painter.keep_whole(b, node, "it meets other channels, each with each")
+        painter.keep_whole(
+            b, node, "each of its channels is multiplied with every channel of another tensor"
+        )
     return a if 1 in a.coloured_dims() else b
 
 
@@ -89,7 +92,7 @@ def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
     "aten::_scaled_dot_product_attention_math",
 )
 def _attend(painter: Painter, node: Node) -> None:
-    """Attend ``[..., tokens, channels]`` to ``[..., others, channels]``."""
+    """Follow attention of ``[..., tokens, channels]`` to ``[..., other tokens, channels]``."""
     queries, keys, values = (painter.of(ref) for ref in node.args[:3])
     masks = _biases(painter, map(Ref, node.refs()[3:]))
     shape = painter.shape(node.outputs[0])
@@ -107,19 +110,19 @@ def _attend(painter: Painter, node: Node) -> None:
     asking, asked = queries.along(-1), keys.along(-1)
     scaled = node.kwargs.get("scale") is not None and queries.clean
     if scaled and asking is not None and asked is not None:
-        painter.unite(asking, asked)  # which are summed over
+        painter.unite(asking, asked)  # they are summed over
     else:
         for source in (queries, keys):
             if source.coloured_dims():
-                painter.keep_whole(source, node, "the scale of attention counts it")
+                painter.keep_whole(source, node, "the scale of attention depends on its width")
     for source in masks:
         if source.coloured_dims():
-            painter.keep_whole(source, node, "it is added where channels meet")
+            painter.keep_whole(source, node, "it is added to the scores of attention")
     painter.put(node, Paint(values.ids, shape, values.clean))
 
 
 def _biases(painter: Painter, refs: Iterable[Ref]) -> list[Paint]:
-    """Return what is added to products of queries and keys, another one for each head."""
+    """Return the colours of biases of attention scores that differ from head to head."""
     biases = []
     for ref in refs:
         shape = painter.shape(ref.index)
@@ -138,18 +141,18 @@ def _has_heads(source: Paint) -> bool:
 
 
 def _within_heads(painter: Painter, source: Paint) -> Paint:
-    """Unite what lies within heads, of a factor that has some."""
+    """Unite the colours within each head, if a factor has heads."""
     rank = len(source.shape)
     return painter.level(source, (rank - 2, rank - 1)) if _has_heads(source) else source
 
 
 def _is_shared(source: Paint, shape: tuple[int, ...]) -> bool:
-    """Tell whether a factor is the same for all of several heads."""
+    """Return whether several heads share a factor."""
     return len(shape) > 2 and source.shape[-3] == 1 < shape[-3]
 
 
 def _as_many(source: Paint, shape: tuple[int, ...]) -> Paint:
-    """Repeat the colours of heads that several of the queries' share."""
+    """Repeat the colours of key-value heads for the query heads that share them."""
     dim = len(shape) - 3
     if dim >= 0 and 1 < source.ids.shape[dim] < shape[dim]:
         times = shape[dim] // source.ids.shape[dim]
@@ -158,7 +161,7 @@ def _as_many(source: Paint, shape: tuple[int, ...]) -> Paint:
 
 
 def _unite_heads(painter: Painter, factors: Iterable[Paint]) -> Paint:
-    """Unite the heads of several factors; one that is the same for all heads takes no part."""
+    """Unite the heads of several factors, except factors that are the same for all heads."""
     apart = [f for f in factors if f.ids.numel() > 1 or int(f.ids.flatten()[0]) == WHOLE]
     met = apart[0].ids
     for factor in apart[1:]:

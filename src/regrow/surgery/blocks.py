@@ -1,7 +1,7 @@
-"""Residual blocks: a branch beside a shortcut, of which surgery can drop the branch.
+"""Residual blocks: a branch beside a shortcut, where surgery can drop the branch.
 
-A block declares both, because what is left without the branch is for its own code to say; and,
-where its branch adds up the groups of a grouped convolution, the layer that does so.
+A block declares where its branch ends and what remains without it, because only its own code knows.
+If its branch sums the groups of a grouped convolution, it declares the layer that does so.
 """
 
 from typing import Protocol, runtime_checkable
@@ -22,19 +22,19 @@ class Residual(Protocol):
         """Return the last layer of the branch, a convolution or a norm; None without a branch."""
 
     def without_branch(self) -> nn.Module:
-        """Return what is left when the branch adds nothing: the same layers, without copies."""
+        """Return what remains without the branch; it shares its layers with the block."""
 
 
 @runtime_checkable
 class Aggregated(Protocol):
-    """A module that adds up paths: the groups of a grouped convolution."""
+    """A module that sums parallel paths: the groups of a grouped convolution."""
 
     def paths_end(self) -> tuple[nn.Module, int] | None:
-        """Return the convolution that reads the paths, and how many there are; None if one."""
+        """Return the convolution that reads the paths, and their number; None for a single path."""
 
 
 def aggregations(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
-    """Return the layers that add up paths, and of how many, in the order of a network's modules."""
+    """Return the layers that sum paths, and how many, in the order of a network's modules."""
     modules = model.named_modules()
     layers = {name: m.paths_end() for name, m in modules if isinstance(m, Aggregated)}
     return {name: end for name, end in layers.items() if end is not None}
@@ -73,7 +73,9 @@ def dropped(model: nn.Module, mask: Mask) -> dict[str, Residual]:
     known = blocks(model)
     for name, kept in mask.kept.items():
         if name not in known:
-            raise TraceError(f"The mask names a block. {unknown('block', name, known)}")
+            raise TraceError(
+                f"The mask names a block that the network lacks. {unknown('block', name, known)}"
+            )
         if kept.numel() != 1:
             raise TraceError(
                 f"The mask of the block {name!r} must be a single boolean. Got {kept.numel()}."
@@ -82,7 +84,7 @@ def dropped(model: nn.Module, mask: Mask) -> dict[str, Residual]:
 
 
 def silence_(block: Residual) -> None:
-    """Let a block's branch add exactly zero, in place."""
+    """Make a block's branch add exactly zero, in place."""
     end = block.branch_end()
     assert end is not None
     with torch.no_grad():
@@ -91,6 +93,6 @@ def silence_(block: Residual) -> None:
 
 
 def _tensors(end: nn.Module) -> list[Tensor]:
-    """Return what a layer's output is linear in: its weight, and a bias if it has one."""
+    """Return the parameters that a layer's output is linear in: its weight, and any bias."""
     tensors = [getattr(end, name, None) for name in ("weight", "bias")]
     return [tensor for tensor in tensors if isinstance(tensor, Tensor)]

@@ -1,8 +1,8 @@
-"""Colours: integers that stand for channels, and which of them must be removed together.
+"""Colours: integers that label channels, and which of them must be removed together.
 
-Every producer (convolution, linear layer, ...) gives its output channels fresh colours;
-elementwise operations unite the colours that meet; a norm may open a *view*: colours of its own
-beneath those of the stream it reads, so that a reader can drop a channel which the stream keeps.
+Every producer (convolution, linear layer, ...) gives its output channels new colours; elementwise
+operations unite the colours of their operands; a norm may open a *view*: colours of its own below
+those of the stream it reads, so that a reader can drop a channel which the stream keeps.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ZERO = 0  # a channel that is constantly zero: meets any colour freely
-WHOLE = -1  # data whose layout must not change: whatever meets it is kept whole
+ZERO = 0  # a channel that is always zero: it can be combined with any colour
+WHOLE = -1  # data whose shape must not change: what is combined with it is kept whole
 
 
 class ViewConflictError(Exception):
-    """A view's colours met others, so its norm is no view. Carries the norm's module name."""
+    """A view's colours were united with others, so its norm is no view. Holds the norm's name."""
 
     def __init__(self, norm: str) -> None:
         super().__init__(norm)
@@ -25,9 +25,10 @@ class ViewConflictError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A mean or a variance over channels, of those colours; ``is_root`` if it is a scale.
+    """A mean or variance over channels with the colours ``ids``.
 
-    ``of`` is the value whose mean it is, if it is one value's.
+    ``is_root`` says that a square root was taken, so that it can scale these channels; ``of`` is
+    the index of the value whose mean it is, if it is the mean of a single value.
     """
 
     ids: Tensor
@@ -37,10 +38,10 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Paint:
-    """The colours of one value: ``ids`` broadcasts to ``shape``, with size 1 wherever it can.
+    """The colours of one value: ``ids`` broadcasts to ``shape``, with size 1 wherever possible.
 
-    ``clean`` says that a silenced channel is zero here (a sigmoid, for one, makes zero one half).
-    A ``statistic`` over channels has to come back to them, as it does in a norm.
+    ``clean`` says that a silenced channel is zero here (not so after a sigmoid, which turns zero
+    into one half). A ``statistic`` over channels may only be used to normalise them, as in a norm.
     """
 
     ids: Tensor
@@ -57,7 +58,7 @@ class Paint:
         return [d for d, size in enumerate(self.ids.shape) if size > 1]
 
     def along(self, dim: int) -> Tensor | None:
-        """Return the colours ``[size]`` of one dimension, or None when another one varies too."""
+        """Return the colours ``[size]`` along a dimension; None if they vary along others too."""
         dim %= len(self.shape)
         if any(d != dim for d in self.coloured_dims()):
             return None
@@ -65,7 +66,7 @@ class Paint:
 
 
 def paint(ids: Tensor, *, clean: bool = True) -> Paint:
-    """Make a value's colours from those of every element, in compact form."""
+    """Return a value's colours in compact form, given those of every element."""
     shape = tuple(ids.shape)
     for dim, size in enumerate(shape):
         if size > 1:
@@ -76,7 +77,7 @@ def paint(ids: Tensor, *, clean: bool = True) -> Paint:
 
 
 def spread(ids: Tensor, shape: tuple[int, ...], dim: int, *, clean: bool = True) -> Paint:
-    """Lay the colours ``[size]`` along one dimension of a value."""
+    """Return a value's colours, given those of one dimension, ``[size]``."""
     wanted = [1] * len(shape)
     wanted[dim] = len(ids)
     return Paint(ids.reshape(wanted).clone(), shape, clean)
@@ -84,7 +85,7 @@ def spread(ids: Tensor, shape: tuple[int, ...], dim: int, *, clean: bool = True)
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """Colours when all unions are made; every tensor ``[colours]`` is indexed by colour."""
+    """The classes of colours after all unions; every tensor ``[colours]`` is indexed by colour."""
 
     root: Tensor  # the representative of a colour's class
     above: Tensor  # class of the stream that a view's class reads, else ZERO
@@ -99,25 +100,25 @@ class Classes:
             level = self.above[level]
 
     def free(self, classes: Tensor) -> Tensor:
-        """Tell which classes may be cut."""
+        """Return which classes may be cut."""
         return (classes > ZERO) & (self._reason[classes] < 0)
 
     def reason(self, colour: int) -> str:
-        """Say why a class is kept whole."""
+        """Return why a class is kept whole."""
         return self._reasons[int(self._reason[colour])]
 
 
 class Colours:
-    """Union-find over colours, with views above which other colours stand, and frozen ones."""
+    """Union-find over colours, with views below the colours of streams, and frozen colours."""
 
     def __init__(self) -> None:
-        self._parents = torch.zeros(1024, dtype=torch.long)  # by colour, room for more included
+        self._parents = torch.zeros(1024, dtype=torch.long)  # by colour, with spare capacity
         self._num = 1
         self._above: list[tuple[Tensor, Tensor]] = []  # colours of views, those of their streams
         self._views: list[str] = []  # norms with views
         self._view_of = torch.full((1024,), -1)  # by colour, the position of its norm there, or -1
         self._frozen: list[tuple[Tensor, str]] = []  # colours, why they are kept whole
-        self.origin: Callable[[], str] = str  # says where the whole data begins that is met now
+        self.origin: Callable[[], str] = str  # names the origin of data that is kept whole
 
     def fresh(self, count: int) -> Tensor:
         """Make new colours ``[count]``."""
@@ -125,14 +126,14 @@ class Colours:
         self._num += count
         more = max(self._num - len(self._parents), 0)
         if more:
-            more += len(self._parents)  # so that all copies together cost little
+            more += len(self._parents)  # doubles the capacity, so copying costs little in total
             self._parents = torch.cat([self._parents, torch.zeros(more, dtype=torch.long)])
             self._view_of = torch.cat([self._view_of, torch.full((more,), -1)])
         self._parents[ids] = ids
         return ids
 
     def view(self, stream: Tensor, norm: str) -> Tensor:
-        """Make new colours beneath those of a stream ``[channels]``, owned by a norm."""
+        """Make new colours for a norm's view, below those of its stream ``[channels]``."""
         ids = self.fresh(len(stream))
         self._above.append((ids, stream))
         self._view_of[ids] = len(self._views)
@@ -144,7 +145,7 @@ class Colours:
         self._frozen.append((ids.flatten(), reason))
 
     def are_one(self, a: Tensor, b: Tensor) -> bool:
-        """Tell whether two lists of colours are the same, by what has been united so far."""
+        """Return whether two lists of colours are equal after the unions so far."""
         return len(a) == len(b) and torch.equal(self.roots(a), self.roots(b))
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class Colours:
         return torch.where(whole, WHOLE, torch.where(a == ZERO, b, a))
 
     def roots(self, ids: Tensor) -> Tensor:
-        """Return the colours ``[n]`` by which those that are united so far are known."""
+        """Return the representatives ``[n]`` of colours after the unions so far."""
         found = self._parents[ids.clamp(min=ZERO)]
         while True:
             above = self._parents[found]
@@ -168,7 +169,7 @@ class Colours:
             found = above
 
     def classes(self) -> Classes:
-        """Look every colour up, now that all unions are made."""
+        """Return the classes of all colours; call it after all unions."""
         root = self.roots(torch.arange(self._num))
         above = torch.zeros_like(root)
         for ids, stream in self._above:
@@ -181,7 +182,7 @@ class Colours:
         return classes
 
     def _union(self, x: Tensor, y: Tensor) -> None:
-        """Unite pairs of colours ``[n]``; a class is known by its least colour."""
+        """Unite pairs of colours ``[n]``; the smallest colour represents a class."""
         while len(x):
             x, y = self.roots(x), self.roots(y)
             differ = x != y
@@ -193,6 +194,6 @@ class Colours:
             x, y = x[apart], y[apart]
             more, less = torch.maximum(x, y), torch.minimum(x, y)
             self._parents[more] = less
-            # Several pairs may meet in one colour: what lost is united in the next round.
+            # Pairs that share a colour overwrite each other: the lost ones are united next round.
             lost = self._parents[more] != less
             x, y = x[lost], y[lost]

@@ -20,7 +20,7 @@ from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
 
 
 class Select(SelectChannels):
-    """A selection of channels that surgery put before a norm."""
+    """A selection of channels that surgery inserts before a norm."""
 
 
 def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
@@ -41,7 +41,7 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     cut = UNITS.get(mask.unit).cut
     if cut is None:
         raise TraceError(not_cut(mask))
-    # Most of a network's weights get narrower, so that copies of them would be for nothing.
+    # Most weights get narrower, so copying them first would be wasted.
     small = duplicate(model, sharing=UNITS.get(mask.unit).narrows)
     cut(small, mask, trace)
     _own_(small, model)
@@ -50,20 +50,20 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         met = _met(model, small)
         if met:
             raise TraceError(
-                f"The smaller network {wrong}: {met}, and its code does something else then. Keep "
+                f"The smaller network {wrong}: {met}, and its code compares these numbers. Keep "
                 "one unit more or less of that group."
             )
         raise TraceError(
-            f"The smaller network {wrong}. Its code probably fixes a number of channels, or lets "
-            "the data choose what runs, or a layer that runs in training only reads what was cut. "
-            "Read the number from the tensor there, or keep the layer whole: trace(..., "
+            f"The smaller network {wrong}. Its code probably fixes a number of channels, or "
+            "branches on the data, or a layer that runs only in training reads what was cut. "
+            "Read the number from the tensor's shape there, or keep the layer whole: trace(..., "
             "keep=['<layer>'])."
         )
     return small
 
 
 def _met(model: nn.Module, small: nn.Module) -> str | None:
-    """Name two numbers that code compares, if they have become equal, or are so no longer."""
+    """Return which two numbers that code compares became equal, or are no longer; else None."""
     left = dict(small.named_modules())
     for name, module in model.named_modules():
         for pair in _compared(module) if name in left else ():
@@ -85,7 +85,7 @@ def _compared(module: nn.Module) -> frozenset[frozenset[str]]:
 
 
 def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:
-    """Copy a network; of tensors that are results (a masked weight of the last step), the numbers.
+    """Copy a network; of computed tensors (such as a masked weight), only the values are copied.
 
     Args:
         model: any network.
@@ -103,7 +103,7 @@ def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:
 _ATOMS = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _OWN_WAYS = ("__setstate__", "__getstate__", "__reduce_ex__", "__reduce__", "__deepcopy__")
 _WAYS = [getattr(nn.Module, way, None) for way in _OWN_WAYS]
-# By which layers read files of old versions of PyTorch.
+# Overridden by PyTorch's layers only to load files of its older versions.
 _FOR_OLD_FILES = (nn.modules.conv._ConvNd.__setstate__, nn.MultiheadAttention.__setstate__)
 
 
@@ -141,7 +141,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _twin(tensor: Tensor | None, memo: dict[int, Any]) -> Tensor | None:
-    """Copy a parameter or buffer; the usual kinds without what ``deepcopy`` asks of any object."""
+    """Copy a parameter or buffer; common kinds are copied without the overhead of ``deepcopy``."""
     if tensor is None or id(tensor) in memo:
         return None if tensor is None else memo[id(tensor)]
     if type(tensor) not in (Tensor, nn.Parameter) or vars(tensor) or tensor.is_sparse:
@@ -150,7 +150,7 @@ def _twin(tensor: Tensor | None, memo: dict[int, Any]) -> Tensor | None:
     if type(tensor) is nn.Parameter:
         copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
     memo[id(tensor)] = copied
-    memo.setdefault(id(memo), []).append(tensor)  # as deepcopy does: ids are of what is alive
+    memo.setdefault(id(memo), []).append(tensor)  # kept alive, so that its id is not reused
     return copied
 
 
@@ -166,7 +166,10 @@ def _own_(small: nn.Module, model: nn.Module) -> None:
 
 
 def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False) -> None:
-    """Cut channels out of a network, in place; for a trial, into parts of its tensors."""
+    """Cut channels out of a network, in place.
+
+    For a trial, parameters become views of the old ones, with the right sizes but other values.
+    """
     check(mask, trace)
     kept = kept_positions(mask, trace)
     for name, widths in trace.movers.items():
@@ -204,7 +207,7 @@ def check(mask: Mask, trace: Trace) -> None:
 
 
 def not_cut(mask: Mask) -> str:
-    """Word the error for a mask over units that are held at zero."""
+    """Return the error message for a mask over units that are held at zero."""
     return (
         f"Only channels and blocks can be cut out. Got a mask over {mask.unit}s, which are held at "
         "zero in a network of full size."
@@ -212,15 +215,15 @@ def not_cut(mask: Mask) -> str:
 
 
 def is_cut(units: Tensor, kept: Tensor) -> Tensor:
-    """Tell at which positions of a slot a unit lies that goes."""
+    """Return which positions of a slot belong to removed units."""
     return (units >= 0) & ~kept.cpu()[units.clamp(min=0)]
 
 
 def kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
-    """Return the positions that stay, for each dimension of each tensor that the cut touches."""
+    """Return the positions that are kept, for each dimension of each tensor that a cut changes."""
     stays: dict[tuple[str, int], Tensor] = {}
     for name, kept in mask.kept.items():
-        known: dict[int, Tensor] = {}  # many slots share their units: a norm's four, its reader
+        known: dict[int, Tensor] = {}  # many slots share ``units``, such as a norm's four tensors
         for slot in trace.groups[name].slots:
             units = id(slot.units)
             if units not in known:
@@ -234,7 +237,7 @@ def kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
 
 
 def _emptied(key: tuple[str, int], mask: Mask, trace: Trace) -> str:
-    """Word the error for a tensor of which no position stays."""
+    """Return the error message for a tensor of which no position would be kept."""
     name = next(n for n in mask.kept for s in trace.groups[n].slots if (s.tensor, s.dim) == key)
     return (
         f"The mask would empty {key[0]!r}, which holds some of the units of {name!r} only, or of "
@@ -243,10 +246,10 @@ def _emptied(key: tuple[str, int], mask: Mask, trace: Trace) -> str:
 
 
 def _insert_selects_(small: nn.Module, trace: Trace, mask: Mask) -> None:
-    """Put a selection before each norm whose view is cut, relative to the stream as it is now."""
+    """Insert a selection before each norm whose view is cut, indexed in the stream as cut."""
     views = [name for name in mask.kept if trace.groups[name].kind == "view"]
     scales = {f"{name}.weight": name for name in views}
-    over: dict[str, dict[str, Slot]] = {name: {} for name in views}  # view -> groups at its scale
+    over: dict[str, dict[str, Slot]] = {name: {} for name in views}  # view -> slots of its scale
     for other in mask.kept:
         for slot in trace.groups[other].slots:
             if slot.role == "norm" and slot.tensor in scales:
@@ -267,7 +270,7 @@ def _insert_selects_(small: nn.Module, trace: Trace, mask: Mask) -> None:
 
 
 def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put modules in the place of others, under all the names that those have."""
+    """Replace modules of a network by others, under all of their names, in place."""
     if new:
         for parent in list(model.modules()):
             for child, module in list(parent.named_children()):
@@ -291,9 +294,9 @@ def _narrow_tensors_(
     for name, cut in dims.items():
         old = tensors[name]
         new = old.detach()
-        for dim in sorted(cut):  # rows first, of which fewer numbers are left to pick from
+        for dim in sorted(cut):  # rows first, so that less is left to index
             positions = kept[name, dim]
-            if not copied and isinstance(old, nn.Parameter):  # of which only the number is tried
+            if not copied and isinstance(old, nn.Parameter):  # in a trial only sizes matter
                 new = new.narrow(dim, 0, len(positions))
             else:
                 new = _choose(new, dim, positions)
@@ -315,7 +318,7 @@ def _narrow_tensors_(
 
 
 def _choose(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
-    """Take positions along a dimension; those side by side without a copy."""
+    """Select positions along a dimension; contiguous ones without a copy."""
     first = int(positions[0])
     if torch.equal(positions, torch.arange(first, first + len(positions))):
         return tensor.narrow(dim, first, len(positions))
@@ -323,10 +326,10 @@ def _choose(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
 
 
 def _sync_(module: nn.Module, *, even: bool) -> None:
-    """Bring a layer's own numbers in line with the shapes of its weights."""
+    """Update a layer's width attributes to the shapes of its weights."""
     if isinstance(module, nn.modules.conv._ConvNd):
         first = module.in_channels if module.transposed else module.out_channels
-        if module.groups > 1 and not even:  # of which whole ones go
+        if module.groups > 1 and not even:  # whole groups were removed
             module.groups = module.groups * module.weight.shape[0] // first
         sides = (module.weight.shape[0], module.weight.shape[1] * module.groups)
         out_side, in_side = (1, 0) if module.transposed else (0, 1)
@@ -342,9 +345,9 @@ def _sync_(module: nn.Module, *, even: bool) -> None:
 
 
 def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
-    """Tell a norm how many channels are left, in one of the dimensions that it is over."""
+    """Set a norm's number of channels, in one of the dimensions that it normalises over."""
     if isinstance(norm, nn.GroupNorm):
-        # Of several groups whole ones go; a single one is narrowed.
+        # Of several groups, whole ones are removed; a single one is narrowed.
         norm.num_groups = max(1, norm.num_groups * width // norm.num_channels)
         norm.num_channels = width
     elif hasattr(norm, "normalized_shape"):
@@ -356,9 +359,9 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
 
 
 def _set_number_(module: nn.Module, attribute: str, entry: int, number: int) -> None:
-    """Let a number that a module keeps of its widths, alone or in a list, be another one.
+    """Set an attribute of a module that holds a width, or one entry of a list or tuple.
 
-    Settings that hold it become the module's own.
+    If it is in a settings object, the module gets its own copy of that object.
     """
     settings, _, name = attribute.rpartition(".")
     holder: Any = module
@@ -382,13 +385,13 @@ def copied(value: Any) -> Any:
 
 
 def what_breaks(small: nn.Module, trace: Trace) -> str | None:
-    """Say what is wrong with a smaller network on the trace's example, if anything is."""
+    """Return what is wrong with a smaller network on the trace's example, or None."""
     how = ""
     try:
         with torch.no_grad(), evaluating(small):
             output = call(small, tree_map(copied, trace.example))
         if trace.idle:
-            how = " in training"  # where layers may read what was cut that run there only
+            how = " in training"  # layers that run only there may read what was cut
             train(small, trace)
     except Exception as error:
         return f"does not run{how}: {str(error) or type(error).__name__}"
@@ -396,7 +399,7 @@ def what_breaks(small: nn.Module, trace: Trace) -> str | None:
 
 
 def wrong_output(shapes: tuple[tuple[int, ...], ...], trace: Trace) -> str | None:
-    """Say what is wrong with the shapes that a smaller network returns, if anything is."""
+    """Return what is wrong with the shapes of a smaller network's outputs, or None."""
     if trace.outputs is None or shapes == trace.outputs:
         return None
     was, now = (", ".join(map(str, every)) for every in (trace.outputs, shapes))

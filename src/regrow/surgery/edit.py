@@ -1,4 +1,4 @@
-"""The edit of a network by a pruning, a value that applies to any network of the same model."""
+"""The edit that a pruning makes to a network, as a value that applies to any of the same model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ from regrow.surgery.proof import prove
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Edit:
-    """A pruning's result: which units of a model stay, and the weights repaired after the others.
+    """The result of a pruning: which units of a model are kept, and weights repaired afterwards.
 
-        pruned = edit.apply(network)        # of a trained network, with what was repaired
-        fresh = edit.cut(build(edit.model))  # of any network, its own weights
-        edit.kept_weights(pruned)           # the masks of a training; none where units were cut
+        pruned = edit.apply(network)        # a trained network, with repaired weights
+        fresh = edit.cut(build(edit.model))  # any network, with its own weights
+        edit.kept_weights(pruned)           # masks for training; empty if units were cut out
 
     Attributes:
         model: the unpruned model.
         shape: of one example, [1, C, H, W].
-        mask: the units that stay.
-        repaired: all tensors of the pruned network, where a repair changed them; else none.
+        mask: the units that are kept.
+        repaired: all tensors of the pruned network if a repair changed some, else empty.
     """
 
     model: ModelSpec
@@ -37,7 +37,7 @@ class Edit:
 
     @property
     def architecture(self) -> Architecture:
-        """The architecture that is left: cut, or the model's own where units are masked."""
+        """The architecture after pruning: cut, or the model's own if units are only masked."""
         whole = Architecture(model=self.model, shape=self.shape)
         return whole if self.masked else whole.then(self.mask)
 
@@ -49,7 +49,7 @@ class Edit:
     def cut(self, network: nn.Module, trace: Trace | None = None) -> nn.Module:
         """Return a copy of a network of the unpruned model, without the units that are cut out.
 
-        ``trace`` is the network's, if it is at hand.
+        ``trace``: the trace of the network, if it is known already.
         """
         if self.masked:
             return duplicate(network)
@@ -58,7 +58,7 @@ class Edit:
         )
 
     def mask_(self, network: nn.Module) -> None:
-        """Zero the weights that are masked, if any, of a network that was cut, in place."""
+        """Zero the masked weights, if any, of a network that ``cut`` returned, in place."""
         if self.masked:
             apply_(network, self.mask)
 
@@ -71,7 +71,7 @@ class Edit:
         return small
 
     def kept_weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """Return which single weights stay, by parameter; none where units are cut out."""
+        """Return which single weights are kept, by parameter; empty if units are cut out."""
         return kept_weights(self.mask, network)
 
     def prove(
@@ -83,13 +83,13 @@ class Edit:
     ) -> None:
         """Raise a ``TraceError`` if cutting this network would be wrong, or cannot be proven.
 
-        ``sensitivity`` is asked for only if something is cut; zeros need no proof.
+        ``sensitivity`` is called only if units are cut out; masked ones need no proof.
         """
         if not self.masked:
             prove(network, self.mask, trace, sensitivity=sensitivity())
 
     def record(self) -> dict[str, Any]:
-        """Return what people and tables want to know of it, as JSON; the tensors are beside it."""
+        """Return a summary for records and tables, as JSON; tensors are stored beside it."""
         return cut_record(self.mask, self.architecture)
 
     @classmethod
@@ -109,7 +109,7 @@ class Edit:
 
 
 def cut_record(mask: Mask, architecture: Architecture) -> dict[str, Any]:
-    """Return what people and tables want to know of a cut, as JSON."""
+    """Return a summary of a cut for records and tables, as JSON."""
     return {
         "unit": mask.unit,
         "sparsity": mask.sparsity,

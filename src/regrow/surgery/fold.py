@@ -1,9 +1,9 @@
-"""Weights that PyTorch's weight norm, spectral norm and the like compute, written as plain weights.
+"""Fold weights that PyTorch computes (weight norm, spectral norm, ...) into plain parameters.
 
-A layer whose weight is computed of other parameters has no channels of its own to cut: the norm of
-a row runs over what it reads, and a spectral norm over all. Folded, it computes the same from the
-weight itself, and what is left of it after a cut is exactly what was there. Its norm no longer
-holds when it is trained on; apply it again to the smaller network where it is to.
+A layer whose weight is computed from other parameters cannot be cut: a row's norm depends on all of
+its inputs, and a spectral norm on the whole matrix. Folded, the layer computes the same from a
+plain weight, and a cut leaves the remaining entries exactly as they were. Further training does not
+preserve the norm; to keep it, apply weight norm or spectral norm again to the smaller network.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def fold(network: nn.Module) -> nn.Module:
 
 
 def _tensors(module: nn.Module) -> list[str]:
-    """Name the computed tensors of a module, if PyTorch's own parametrizations compute them all."""
+    """Return the names of a module's computed tensors, if only PyTorch's parametrizations do so."""
     if not parametrize.is_parametrized(module):
         return []
     lists: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
@@ -57,8 +57,8 @@ def _tensors(module: nn.Module) -> list[str]:
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """Return a module of the class that it was of, with computed tensors as parameters."""
-    kind: Any = type(module).__mro__[1]  # what the parametrized class was made of
+    """Return a module of the original class, with the computed tensors as parameters."""
+    kind: Any = type(module).__mro__[1]  # the class before parametrization
     plain: nn.Module = kind.__new__(kind)
     lists: Any = module.parametrizations
     plain.__dict__ = dict(vars(module))
@@ -77,7 +77,7 @@ def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm]:
 
 
 def behind_hooks(network: nn.Module) -> dict[str, str]:
-    """Return what the hooks of ``torch.nn.utils`` compute weights from, with the weight's name."""
+    """Return the tensors that hooks of ``torch.nn.utils`` read -> the weight they compute."""
     return {
         f"{name}.{hook.name}{part}".lstrip("."): hook.name
         for name, module in network.named_modules()
@@ -87,12 +87,12 @@ def behind_hooks(network: nn.Module) -> dict[str, str]:
 
 
 def _parts(hook: WeightNorm | SpectralNorm) -> tuple[str, ...]:
-    """Return how the names of what a hook computes a weight from end, the trained one first."""
+    """Return the suffixes of the tensors that a hook reads, the trained one first."""
     return ("_g", "_v") if isinstance(hook, WeightNorm) else ("_orig", "_u", "_v")
 
 
 def _fold_hook_(module: nn.Module, hook: WeightNorm | SpectralNorm) -> None:
-    """Put the weight that a hook computes in the place of what it computes it of."""
+    """Replace the tensors that a hook reads by the weight that it computes, in place."""
     name, made_of = hook.name, _parts(hook)
     if isinstance(hook, WeightNorm):
         weight = hook.compute_weight(module)

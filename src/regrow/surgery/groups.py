@@ -1,4 +1,4 @@
-"""The values of surgery: groups of channels that are removed together, and where they are."""
+"""Groups of channels that are removed together, and their positions in a network's tensors."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,27 +13,29 @@ from regrow.errors import TraceError
 
 Kind = Literal["conv", "linear", "grouped", "head", "stream", "view", "block"]
 Role = Literal["producer", "bias", "norm", "reader", "mover"]
-OWN_ROLES = ("producer", "bias", "norm")  # of what makes and norms units
+OWN_ROLES = ("producer", "bias", "norm")  # of tensors that make or normalise units
 
-WIDTH = ":width"  # after a norm's name: not a tensor but the number of channels it was told
-NUMBER = ":number."  # after a module's name: a number that it keeps of its widths, by attribute
-OVER = (
-    ":over"  # after a module's name: dimensions of that size over which its code takes statistics
-)
+# Suffixes of the names of slots that are no tensors:
+WIDTH = ":width"  # after a norm's name: its number of channels
+NUMBER = ":number."  # after a module's name, before an attribute's: a number that holds a width
+OVER = ":over"  # after a module's name, before a size: dimensions over which it takes statistics
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
     """The positions of a group's units in one dimension of one tensor.
 
-    ``units[i]`` is the unit at position i, or -1 where the position belongs to none of the group's.
-    For the role ``mover`` it is no tensor but the data that enters or leaves a module,
-    ``<module>:in`` and ``<module>:out``, the number of channels that a norm was told,
-    ``<module>:width``, or another number that a module keeps, ``<module>:number.num_heads`` (with
-    ``dim`` for the entry of a list). A unit of several channels (a group of a grouped convolution
-    or of a group norm, an attention head) lies at several positions. ``zeroed``: a silent unit's
-    entries are zero here. Those of a reader are where a silent unit is not zero when it arrives (a
-    sigmoid): nobody reads it then.
+    ``units[i]`` is the unit at position i, or -1 if the position belongs to none of the group's. A
+    unit of several channels (a group of a grouped convolution or of a group norm, an attention
+    head) has several positions.
+
+    For the role ``mover``, ``tensor`` does not name a tensor but the data that enters or leaves a
+    module (``<module>:in``, ``<module>:out``), a norm's number of channels (``<module>:width``),
+    another number that a module holds (``<module>:number.num_heads``, with ``dim`` for the entry of
+    a list), or dimensions over which a module takes statistics (``<module>:over64``).
+
+    ``zeroed``: the entries of a silenced unit are set to zero here. For a reader this holds if the
+    silenced unit is not zero where it is read (after a sigmoid), so that it is ignored.
     """
 
     tensor: str
@@ -45,16 +47,16 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units (channels) that can be cut, and everything that each of them touches.
+    """Units (channels) that can be cut, and all of their positions in tensors.
 
-    ``kind``: ``conv`` has one producer, and so has ``linear``, or several whose outputs are
-    multiplied (a gated feed-forward part); the units of ``grouped`` are the groups of a grouped
-    convolution, each with the channels that go in and come out; those of a ``head`` are attention
-    heads, each with rows of queries, keys and values and columns of what reads them (where heads
-    share keys and values, a unit is a key-value head with its queries' heads); a ``stream`` has
-    several producers, united by residual additions; a ``view`` is a norm's own selection of a
-    stream's channels; a ``block`` is no channels but a residual block, whose branch is its one
-    unit. ``norms`` are the modules that normalise the units without changing them.
+    ``kind``: ``conv`` and ``linear`` have one producer; ``linear`` may have several whose outputs
+    are multiplied (a gated feed-forward part); the units of ``grouped`` are the groups of a grouped
+    convolution, each with its input and output channels; those of ``head`` are attention heads,
+    each with its rows of queries, keys and values and the columns that read it (where heads share
+    keys and values, a unit is a key-value head with its query heads); a ``stream`` has several
+    producers, joined by residual additions; a ``view`` is a norm's own selection of a stream's
+    channels; a ``block`` is a residual block, whose branch is its single unit. ``norms`` are the
+    norms that the units pass through.
     """
 
     name: str
@@ -68,9 +70,9 @@ class Group:
         return tuple(s for s in self.slots if s.role == "producer")
 
     def owned(self, role: Role | None = None) -> tuple[Slot, ...]:
-        """Return the weights that units are scored by: of a role, or those that units own.
+        """Return the weights by which units are scored: those of a role, or those they own.
 
-        Units own the weights that produce them, those of a view the weights that read them.
+        Units own the weights that produce them; the units of a view own the weights that read them.
 
         Raises:
             TraceError: the group has no such weights.
@@ -84,19 +86,19 @@ class Group:
         if not slots:
             raise TraceError(
                 f"The group {self.name!r} ({self.kind}) has no {f'{role} ' if role else ''}weights "
-                f"to score. Take a criterion of other weights, leave {self.kind!r} out of the "
+                f"to score. Use a criterion of other weights, leave {self.kind!r} out of the "
                 f"method's scope, or keep the layer whole: trace(..., keep=[{self.name!r}])."
             )
         return slots
 
     def sum(self, values: Callable[[str], Tensor], *, role: Role | None = None) -> Tensor:
-        """Add up, for each unit, what it owns of the weights behind it: of all of them together.
+        """Sum values over all weights that each unit owns.
 
         Args:
-            values: from the name of a parameter to numbers of its shape.
+            values: maps the name of a parameter to numbers of its shape.
             role: ``producer`` for the weights that produce the units, ``reader`` for those that
-                read them, ``norm`` for the scales of norms; the producers unless given, and of
-                units that nothing produces (views) the readers.
+                read them, ``norm`` for the scales of norms. Default: the producers, or the readers
+                of units without producers (views).
 
         Returns:
             ``[size]``; a ``TraceError`` if the group has no such weights.
@@ -109,10 +111,10 @@ class Group:
         return total
 
     def rows(self, values: Callable[[str], Tensor], *, role: Role | None = None) -> Tensor:
-        """Write what each unit owns of the weights behind it (see ``sum``) as a vector.
+        """Return the values over the weights that each unit owns (see ``sum``), as one vector each.
 
         Returns:
-            ``[size, numbers]``, padded with zeros where units own unequally many.
+            ``[size, numbers]``, padded with zeros where units own different numbers of weights.
         """
         parts: list[list[Tensor]] = [[] for _ in range(self.size)]
         for slot in self.owned(role):
@@ -127,7 +129,7 @@ class Group:
         return tuple(s for s in self.slots if s.role == "reader")
 
     def held(self) -> dict[str, float]:
-        """Return the share of each tensor that the units hold of what makes and norms them."""
+        """Return which share of each tensor that makes or normalises the units belongs to them."""
         shares: dict[str, float] = {}
         for slot in self.slots:
             if slot.role in OWN_ROLES:
@@ -138,27 +140,27 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A network's groups by name in the order of computation, and what is kept whole, with why.
+    """A network's groups by name in order of computation, and what is kept whole, with reasons.
 
-    ``whole`` is by layer, and by parameter where a module with layers inside has some of its own.
-    Every parameter of the network lies in a slot of a group or belongs to one of these layers.
+    ``whole`` is by layer, or by parameter if its module contains layers, or is only partly whole.
+    Every parameter of the network is in a slot of a group or belongs to an entry of ``whole``.
     """
 
     groups: Mapping[str, Group]
     whole: Mapping[str, str]
     views: frozenset[str]  # norms that select from a stream
     movers: Mapping[str, tuple[int, int]]  # modules that move channels -> how many enter and leave
-    even: frozenset[str]  # weights of grouped convolutions that lose channels out of every group
+    even: frozenset[str]  # weights of grouped convolutions that lose channels from every group
     measured: frozenset[str]  # norms whose statistics run over channels that may be cut
-    idle: tuple[str, ...]  # parameters that took no part: those of layers that only train
-    # Parameters that data meets after arithmetic on them only: their entries are no weights.
+    idle: tuple[str, ...]  # unused parameters: their layers may run in training only
+    # Parameters that are used only after arithmetic on them: their entries are not plain weights.
     computed: frozenset[str]
-    # Shapes of what the network returns for the example; None if they depend on the data itself.
+    # Shapes of the outputs for the example; None if they depend on its values.
     outputs: tuple[tuple[int, ...], ...] | None
     example: Any  # what the network was run on: see ``tape.call``
 
     def group(self, name: str) -> Group:
-        """Return one group; a ``TraceError`` lists the names there are."""
+        """Return one group; for an unknown name a ``TraceError`` lists all names."""
         if name not in self.groups:
             raise TraceError(
                 f"No group {name!r} in this network. Groups: {', '.join(self.groups)}."
@@ -166,7 +168,7 @@ class Trace:
         return self.groups[name]
 
     def held_whole(self, model: nn.Module) -> dict[str, dict[str, int]]:
-        """Count what is kept whole: by layer, by parameter, the numbers that lie in no group."""
+        """Count the entries that are in no group, by layer that is kept whole and by parameter."""
         left: dict[str, float] = {}
         for group in self.groups.values():
             for name, share in group.held().items():
@@ -181,14 +183,14 @@ class Trace:
         }
 
     def reasons(self, model: nn.Module) -> dict[str, int]:
-        """Return why parameters of the network are kept whole and how many, the most first."""
+        """Return why parameters are kept whole and how many entries, the most frequent first."""
         held: Counter[str] = Counter()
         for layer, parameters in self.held_whole(model).items():
             held[self.whole[layer]] += sum(parameters.values())
         return dict(held.most_common())
 
     def unaccounted(self, model: nn.Module) -> tuple[str, ...]:
-        """Name the parameters of the network that are in no group and not in ``whole``: none."""
+        """Return the parameters that are in no group and not in ``whole``; there should be none."""
         grouped = {slot.tensor for group in self.groups.values() for slot in group.slots}
         return tuple(
             name
@@ -198,5 +200,5 @@ class Trace:
 
 
 def belongs(tensor: str, layer: str) -> bool:
-    """Tell whether a tensor is a layer's own, or of a layer inside, by their names."""
+    """Return whether a tensor belongs to a layer or to a layer inside it, by their names."""
     return layer in ("", tensor) or tensor.startswith(f"{layer}.")

@@ -14,9 +14,9 @@ Held = tuple[str, int | None, int]
 
 
 def held(module: nn.Module) -> Iterator[Held]:
-    """List the numbers that a module holds and that may be counts, with their places.
+    """Yield the numbers that a module holds and that may be counts, with their places.
 
-    Those in an object of settings, which modules share, are the ones that the module's code reads.
+    Of a settings object, which modules share, only those that the module's code reads.
     """
     kind: Any = type(module)
     read = names_in_code(kind)
@@ -30,7 +30,7 @@ def held(module: nn.Module) -> Iterator[Held]:
 
 
 def _counts(value: Any) -> Iterator[tuple[int | None, int]]:
-    """Yield what may be a count, with its place in a list or tuple."""
+    """Yield the integers above 1 in a value, with their index in a list or tuple (else None)."""
     if type(value) is int and value > 1:
         yield None, value
     elif type(value) in (list, tuple):
@@ -40,7 +40,7 @@ def _counts(value: Any) -> Iterator[tuple[int | None, int]]:
 
 
 def _is_settings(value: Any) -> bool:
-    """Tell whether a value is an object of settings, which are no parts of a network."""
+    """Return whether a value is a settings object rather than a part of a network."""
     return (
         hasattr(value, "__dict__")
         and not callable(value)
@@ -50,7 +50,7 @@ def _is_settings(value: Any) -> bool:
 
 
 def _setting(settings: Any, name: str) -> Any:
-    """Return a setting; None if there is none, or if it is computed and cannot be."""
+    """Return a setting; None if it is missing, or if it is a property that fails."""
     try:
         return getattr(settings, name, None)
     except Exception:
@@ -59,16 +59,16 @@ def _setting(settings: Any, name: str) -> Any:
 
 @cache
 def names_in_code(kind: Any) -> frozenset[str]:
-    """Name all that the code of a module's ``forward``, and of the methods it calls, names."""
+    """Return all names in the code of a module's ``forward`` and of the methods it calls."""
     return frozenset(name for code in _codes(kind) for name in _names(code))
 
 
 @cache
 def compared_in_code(kind: Any) -> frozenset[frozenset[str]]:
-    """Name the attributes of which that code compares one with another."""
+    """Return the pairs of attributes that this code compares with each other."""
     pairs: set[frozenset[str]] = set()
     for code in _codes(kind):
-        loaded: list[str] = []  # on top of the stack: attributes, "" for what is none
+        loaded: list[str] = []  # top of the stack: names of attributes, "" for other values
         for step in dis.get_instructions(code):
             if step.opname == "COMPARE_OP" and len(loaded) > 1 and all(loaded[-2:]):
                 pairs.add(frozenset(loaded[-2:]))
@@ -105,7 +105,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def is_memory(attribute: str, value: Any) -> bool:
-    """Tell whether an attribute is a cache: a mapping of tensors that a module has computed."""
+    """Return whether an attribute is a cache: a dict of tensors that a module has computed."""
     return (
         "cache" in attribute
         and type(value) is dict

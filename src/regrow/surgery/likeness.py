@@ -1,9 +1,9 @@
-"""Compare what a smaller network does with what the network did, one operation after the other.
+"""Compare the operations of a smaller network with those of the original, one by one.
 
-The colours say how large each value is when units go. A smaller network that runs the same
-operations, with the same numbers, on values of those sizes, computes what the network does whose
-cut units are silent, by the operations' own definitions: no values have to be compared. What code
-takes from a number of channels shows in a size or a number, or in which value an operation reads.
+The colours predict the size of each value after a cut. A smaller network that runs the same
+operations, with the same constants, on values of these sizes, computes the same as the network with
+its cut units silenced, by the definitions of the operations: no values have to be compared. Code
+that depends on a number of channels changes a size, a constant, or which value an operation reads.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from regrow.surgery.operators import ARITHMETIC, SLICES, UNARY, VIEWS, names
 from regrow.surgery.painter import Painter, where
 from regrow.surgery.tape import Node, Ref, Tape
 
-# Of these the integers in lists are sizes, which those of the result show, ...
+# In these operations, integers in lists are sizes, which show in the size of the result, ...
 _SIZED = names(
     "view _unsafe_view reshape _reshape_alias expand repeat split_with_sizes empty zeros ones full "
     "new_empty new_zeros new_ones new_full empty_strided as_strided as_strided_ constant_pad_nd "
     "native_layer_norm rms_norm"
 )
-# ... and of these those beside lists.
+# ... and in these, so are integers outside lists.
 _COUNTED = (*SLICES, *names("split convolution _convolution native_group_norm"))
 
 
-# What these do is decided by the numbers that they take, and by no size.
+# The results of these depend on their constant arguments, and on no size.
 _BY_NUMBER = frozenset((*UNARY, *ARITHMETIC, "aten::roll"))
 
 
 @dataclass(frozen=True)
 class Unlike:
-    """The place where a smaller network first does something else, by number of operations.
+    """The number of the first operation in which a smaller network differs.
 
-    ``node`` is the operation of the network if it is the same one that takes another number there:
-    ``numbers``, that of the network and that of the smaller one.
+    If it is the same operation with another constant, ``node`` is the network's own operation, and
+    ``numbers`` are the constants of the network and of the smaller one.
     """
 
     place: int
@@ -57,9 +57,9 @@ class Unlike:
 
 @dataclass(frozen=True)
 class Likeness:
-    """The record of a network, to which smaller ones are likened.
+    """The record of a network, with which smaller ones are compared.
 
-    ``group`` and ``unit`` say by class of colours which group it belongs to, and which unit it is.
+    ``group`` and ``unit`` give, by class of colours, its group and its unit there.
     """
 
     painter: Painter
@@ -69,14 +69,14 @@ class Likeness:
     groups: Mapping[str, int]
 
     def unlike(self, smaller: Tape, mask: Mask, *, added: Collection[str] = ()) -> Unlike | None:
-        """Say where a smaller network does something else; modules that were ``added`` aside."""
+        """Return where a smaller network first differs, or None; ``added`` modules are ignored."""
         sizes = _Sizes(self, mask)
         mine, its = _Done(self.painter.tape), _Done(smaller, added)
         inputs = zip(self.painter.tape.inputs, smaller.inputs, strict=True)
         same: dict[int | None, int | None] = dict(inputs)
 
         def are_same(values: Sequence[int], others: Sequence[int]) -> bool:
-            """Tell whether values are those of the network, as far as they were computed."""
+            """Return whether values correspond to the network's, as far as they were computed."""
             pairs = zip(map(mine.source, values), map(its.source, others), strict=True)
             return all(same.get(a, b) == b for a, b in pairs)
 
@@ -96,7 +96,7 @@ class Likeness:
         return None if are_same(*ends) else Unlike(len(self.painter.tape.nodes))
 
     def _decides(self, node: Node, numbers: tuple[Any, Any]) -> bool:
-        """Tell whether what an operation makes of data is something else with another number."""
+        """Return whether an operation on data computes something else with another constant."""
         return (
             node.name in _BY_NUMBER
             and all(type(number) in (int, float) for number in numbers)
@@ -104,7 +104,7 @@ class Likeness:
         )
 
     def _same_constants(self, node: Node, other: Node, smaller: Tape) -> bool:
-        """Tell whether numbers are equal that code writes into tensors of its own."""
+        """Return whether the tensors that the code itself creates hold the same numbers."""
         for mine, its in zip(node.refs(), other.refs(), strict=True):
             if mine in self._constants:
                 a, b = self.painter.tape.values[mine], smaller.values[its]
@@ -131,13 +131,13 @@ class _Sizes:
             here = whole.group == whole.groups[name]
             own[here] = kept[whole.unit[here]]
         self._stays, level = own.clone(), self.classes.above
-        while bool(level.any()):  # a view's channel goes with that of its stream
+        while bool(level.any()):  # a view's channel is removed with that of its stream
             self._stays &= own[level]
             level = self.classes.above[level]
         self._known: dict[int, tuple[int, ...] | None] = {}
 
     def fit(self, node: Node, other: Node, smaller: Tape) -> bool:
-        """Tell whether an operation's results, as far as they are used, are that large."""
+        """Return whether an operation's results, as far as they are used, have these sizes."""
         if node.name in SLICES and not self._begin_alike(node, other):
             return False
         return all(
@@ -147,7 +147,7 @@ class _Sizes:
         )
 
     def _begin_alike(self, node: Node, other: Node) -> bool:
-        """Tell whether two slices begin at the same channel, if it is channels that they cut."""
+        """Return whether two slices begin at the same channel, or position of another dimension."""
         source = self.painter.of(node.args[0])
         ids = source.along(_dim(node, len(source.shape)))
         if len(source.coloured_dims()) != 1 or ids is None:
@@ -158,7 +158,7 @@ class _Sizes:
         return before == _start(other)
 
     def _of(self, index: int) -> tuple[int, ...] | None:
-        """Return the size of a value; None if what is left of it is no box."""
+        """Return the size of a value; None if what is left of it is not a rectangular block."""
         source = self.painter.paints[index]
         key = id(source.ids)
         if key not in self._known:
@@ -185,7 +185,7 @@ class _Sizes:
 
 
 class _Done:
-    """A tape but for what lays the same numbers out anew, and for modules that were put in."""
+    """A tape without clones and without the operations of inserted modules."""
 
     def __init__(self, tape: Tape, added: Collection[str] = ()) -> None:
         self._tape, self._added = tape, added
@@ -217,7 +217,7 @@ def _start(node: Node) -> int:
 
 
 def _other_numbers(node: Node, other: Node) -> tuple[Any, Any] | None:
-    """Return the first argument that is another one, of the network and of the smaller one."""
+    """Return the first constant that differs, of the network and of the smaller one; else None."""
     if node.name == "aten::native_group_norm":
         channels, groups = node.args[4:7:2]
         left, num = other.args[4:7:2]
@@ -232,7 +232,7 @@ def _other_numbers(node: Node, other: Node) -> tuple[Any, Any] | None:
 
 
 def _pairs(mine: Any, its: Any, *, deep: int) -> Iterator[tuple[Any, Any, bool]]:
-    """Yield arguments of two operations side by side, and whether they stand in lists."""
+    """Yield the arguments of two operations in pairs, and whether they are in lists."""
     both = (mine, its)
     if all(isinstance(x, list | tuple) for x in both) and len(mine) == len(its):
         for a, b in zip(mine, its, strict=True):
@@ -247,6 +247,6 @@ def _pairs(mine: Any, its: Any, *, deep: int) -> Iterator[tuple[Any, Any, bool]]
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Ref) or isinstance(b, Ref):
         return type(a) is type(b)
-    if isinstance(a, torch.ScriptObject):  # of PyTorch's own, such as a profiler's: no number
+    if isinstance(a, torch.ScriptObject):  # PyTorch's own, such as a profiler's: not a number
         return type(a) is type(b)
     return type(a) is type(b) and (bool(a == b) or (a != a and b != b))

@@ -1,7 +1,7 @@
 """Rules for operations that select positions by data, and for mixtures of experts.
 
-Channels pass where the places lie along other dimensions: a token that is looked for, tokens that
-go to an expert and are added up again where they came from.
+Channels pass through if positions are selected along other dimensions: a token that is looked up,
+or tokens that are sent to an expert and added back at their positions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_map
 
-import regrow.surgery.views  # noqa: F401  (its rules are those for places chosen by number)
+import regrow.surgery.views  # noqa: F401  (its rules select positions by number)
 from regrow.surgery.colours import ZERO, Paint, spread
 from regrow.surgery.operators import names
 from regrow.surgery.rules import RULES, rule
@@ -21,7 +21,7 @@ from regrow.surgery.tape import Node, Ref
 if TYPE_CHECKING:
     from regrow.surgery.painter import Painter
 
-# Channels that experts lose at once: rows of weights have to fill 16 bytes, in half precision.
+# Experts lose channels in blocks of 8: rows of weights must be multiples of 16 bytes in float16.
 ALIGNED = 8
 _ZEROS = names("zeros new_zeros")
 _BY_NUMBER = {name: RULES[name] for name in names("index index_select")}
@@ -29,7 +29,7 @@ _BY_NUMBER = {name: RULES[name] for name in names("index index_select")}
 
 @rule(*_BY_NUMBER)
 def _choose(painter: Painter, node: Node) -> None:
-    """Take places along some dimensions."""
+    """Index positions along some dimensions."""
     indices = node.refs()[1:]
     source = painter.of(node.args[0])
     if not any(painter.is_painted(Ref(index)) for index in indices):
@@ -47,7 +47,7 @@ def _choose(painter: Painter, node: Node) -> None:
 
 @rule(*names("gather"))
 def _gather(painter: Painter, node: Node) -> None:
-    """Take one place along a dimension for each of the others, the same one for all channels."""
+    """Gather along a dimension, at the same positions for all channels."""
     source, dim = painter.of(node.args[0]), int(node.args[1]) % len(painter.of(node.args[0]).shape)
     index = node.args[2]
     coloured = source.coloured_dims()
@@ -65,7 +65,7 @@ def _gather(painter: Painter, node: Node) -> None:
     *names("scatter_reduce_"),
 )
 def _put_back(painter: Painter, node: Node) -> None:
-    """Put or add rows to places of a tensor, which may be one of zeros made for it."""
+    """Write or add rows at positions of a tensor, which may be a new one of zeros."""
     data, *rest = node.args
     added = rest[1] if node.name.startswith("aten::index_put") else rest[2]
     if not isinstance(added, Ref):
@@ -78,7 +78,7 @@ def _put_back(painter: Painter, node: Node) -> None:
     rows = painter.of(added)
     fresh = not painter.is_painted(data) and _is_fresh(painter, node, data)
     indices = [index for index in node.refs() if index not in (data.index, added.index)]
-    # Counted from the last dimension, in which both have their channels.
+    # Dimensions of channels, counted from the last one, because the tensors may differ in rank.
     places = {d - rank for d in source.coloured_dims()}
     places |= {d - len(rows.shape) for d in rows.coloured_dims()}
     chosen = any(d + rank in _chosen(painter, node) for d in places)
@@ -103,7 +103,7 @@ def _put_back(painter: Painter, node: Node) -> None:
 
 
 def _is_fresh(painter: Painter, node: Node, data: Ref) -> bool:
-    """Tell whether a tensor held zeros before an operation that may have put data into it."""
+    """Return whether a tensor held only zeros before an operation that may write data into it."""
     maker = painter.maker(data)
     if maker is None or maker.name not in _ZEROS:
         return not bool(painter.value(data).any())
@@ -112,14 +112,14 @@ def _is_fresh(painter: Painter, node: Node, data: Ref) -> bool:
 
 
 def _same_along(painter: Painter, dim: int, data: Ref, index: Ref, added: Ref) -> bool:
-    """Tell whether an index of as many places as numbers has the same ones along a dimension."""
+    """Return whether an index is constant along a dimension of equal size in all three tensors."""
     sizes = {painter.shape(ref.index)[dim] for ref in (data, index, added)}
     return len(sizes) == 1 and painter.value(index).stride(dim) == 0
 
 
 @rule(*names("segment_reduce"))
 def _reduce_segments(painter: Painter, node: Node) -> None:
-    """Add up, or take the mean or an extreme of, the rows of each segment."""
+    """Take the sum, mean, minimum or maximum of the rows of each segment."""
     source = painter.of(node.args[0])
     axis = int(node.kwargs.get("axis", 0))
     others = [index for index in node.refs() if index != node.args[0].index]
@@ -132,7 +132,7 @@ def _reduce_segments(painter: Painter, node: Node) -> None:
 
 @rule(*names("_grouped_mm"))
 def _by_experts(painter: Painter, node: Node) -> None:
-    """Multiply rows by the weights of their experts, which lie in one parameter: [e, in, out]."""
+    """Multiply rows by the weights of their experts, which are one parameter: [e, in, out]."""
     data, weight = node.args[:2]
     laid = painter.weight_view(weight)
     source = painter.of(data)
@@ -154,7 +154,7 @@ def _are_coloured(painter: Painter, indices: list[int]) -> bool:
 
 
 def _chosen(painter: Painter, node: Node) -> set[int]:
-    """Return the dimensions along which places are chosen."""
+    """Return the dimensions along which positions are selected."""
     rank = len(painter.of(node.args[0]).shape)
     if "index_put" not in node.name and node.name != "aten::index":
         return {int(node.args[1]) % rank}
@@ -167,14 +167,14 @@ def _chosen(painter: Painter, node: Node) -> set[int]:
 
 
 def _num_dims(painter: Painter, index: Any) -> int:
-    """Count the dimensions that an index stands for: a mask for all of its own."""
+    """Count the dimensions that an index covers; a boolean mask covers as many as it has."""
     if isinstance(index, Ref) and painter.value(index).dtype in (torch.bool, torch.uint8):
         return painter.value(index).dim()
     return 1
 
 
 def _spelt(painter: Painter, arguments: Any) -> Any:
-    """Write a mask as one index for each of its dimensions."""
+    """Replace a boolean mask by one index for each of its dimensions."""
     first, *rest = arguments
     if not isinstance(first, list | tuple):
         return arguments
@@ -183,7 +183,7 @@ def _spelt(painter: Painter, arguments: Any) -> Any:
 
 
 def _first(painter: Painter, argument: Any) -> Any:
-    """Return an index like another, of the first place alone."""
+    """Return an index like another one that selects the first position only."""
     if not isinstance(argument, Ref):
         return argument
     value = painter.value(argument)

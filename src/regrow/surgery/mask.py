@@ -1,4 +1,4 @@
-"""Masks, which units of a network stay: their algebra, and holding masked weights at zero."""
+"""Masks of the units that a network keeps: how they combine, and how they zero weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ from regrow.errors import ConfigError, unknown
 class Mask:
     """The units of a network that are kept, as booleans by name.
 
-    ``channel``: group names to ``[units]``, to be cut out. ``block``: names of residual blocks to
-    ``[1]``, whose branches are removed. ``weight``: parameter names to their shapes, and
-    ``filter``: to ``[outputs]``, both to be held at zero in a network of full size.
+    ``channel`` maps names of groups to ``[units]``, which are cut out. ``block`` maps names of
+    residual blocks to ``[1]``; their branches are removed. ``weight`` maps names of parameters to
+    tensors of their shape, and ``filter`` to ``[outputs]``; both are held at zero in a network of
+    full size.
 
     A group or parameter that is not named stays whole. ``guarded`` names the groups that would have
     been emptied and kept one unit instead.
@@ -32,23 +33,23 @@ class Mask:
     guarded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kinds = "A mask's 'kept' must be a mapping of names to tensors of booleans (True = stays)"
+        kinds = "A mask's 'kept' must be a mapping of names to tensors of booleans (True = kept)"
         check_kind(self.kept, Mapping, kinds)
         for name, kept in self.kept.items():
             check_kind(kept, Tensor, f"{kinds}, as torch.tensor([True, False]) for {name!r}")
             if kept.dtype != torch.bool:
                 raise ConfigError(
-                    f"The mask of {name!r} must hold booleans (True = stays). Got {kept.dtype}."
+                    f"The mask of {name!r} must hold booleans (True = kept). Got {kept.dtype}."
                 )
 
     @property
     def num_units(self) -> int:
-        """Count the units that the mask speaks of."""
+        """Count the units that the mask covers."""
         return sum(kept.numel() for kept in self.kept.values())
 
     @property
     def num_kept(self) -> int:
-        """Count the units that stay."""
+        """Count the units that are kept."""
         return sum(int(kept.sum()) for kept in self.kept.values())
 
     @property
@@ -61,7 +62,7 @@ class Mask:
         return {name: int(kept.sum()) for name, kept in self.kept.items()}
 
     def indices(self, name: str) -> Tensor:
-        """Return the positions of the units that stay in one group."""
+        """Return the positions of the kept units of one group."""
         return torch.nonzero(self.kept[name].flatten()).flatten()
 
     def __and__(self, other: "Mask") -> "Mask":
@@ -76,7 +77,7 @@ class Mask:
 
 
 def kept_weights(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
-    """Return which single weights of a network stay, by parameter; none where units are cut out."""
+    """Return which single weights are kept, by parameter; empty if units are cut out."""
     unit = UNITS.get(mask.unit)
     if unit.weights is None:
         return {}

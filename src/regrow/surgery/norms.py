@@ -1,4 +1,4 @@
-"""Rules for norms: those of single channels, and those with statistics over several."""
+"""Rules for norms: with statistics per channel, and with statistics over several channels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _batch_norm(painter: Painter, node: Node) -> None:
     for ref, name in named.items():
         if name is not None:
             painter.pass_through(name, 0, channels, norm=node.module)
-        else:  # computed from parameters of one entry a channel
+        else:  # computed from parameters with one entry per channel
             painter.unite(channels, painter.of(ref).full())
     if not tensors and painter.tape.normalisers.get(node.module) == "num_features":
         painter.pass_width(node.module, channels)
@@ -63,7 +63,7 @@ def _layer_norm(painter: Painter, node: Node) -> None:
     first = len(source.shape) - len(node.args[1])
     source = painter.level(source, range(first, len(source.shape)))
     coloured = source.coloured_dims()
-    if all(dim < first for dim in coloured):  # each channel's map by itself
+    if all(dim < first for dim in coloured):  # each channel's map is normalised by itself
         shifted = node.args[3] is not None
         painter.put(node, replace(source, clean=source.clean and not shifted))
     else:
@@ -72,7 +72,7 @@ def _layer_norm(painter: Painter, node: Node) -> None:
 
 @rule("aten::native_group_norm")
 def _group_norm(painter: Painter, node: Node) -> None:
-    """Normalise groups of channels; those of a group go together, unless there is only one."""
+    """Normalise groups of channels; those of a group are united, unless there is only one group."""
     data, *affine = node.args[:3]
     source, groups = painter.of(data), node.args[6]
     channels = source.along(1)
@@ -109,10 +109,10 @@ def _measure(painter: Painter, node: Node, affine: Sequence[Any], *, over: tuple
 def _pass_norm(
     painter: Painter, node: Node, affine: Sequence[Any], channels: Tensor, *, dim: int
 ) -> bool:
-    """Note a norm's scale, shift and width; keep all whole if they belong to no channels."""
+    """Record a norm's scale, shift and width; keep all whole if these are not per channel."""
     tensors = [ref for ref in affine if isinstance(ref, Ref)]
     named = {ref: painter.parameter(ref) for ref in tensors}
-    made = [ref for ref, name in named.items() if name is None]  # 1 + weight, for one
+    made = [ref for ref, name in named.items() if name is None]  # such as 1 + weight
     if any(not painter.is_painted(ref) or painter.of(ref).along(0) is None for ref in made):
         painter.unknown(node)
         return False

@@ -1,9 +1,9 @@
-"""Numbers that modules keep of their widths: which attributes follow which channels.
+"""Numbers in modules that count channels, and so have to change with a cut.
 
-An attention layer counts its heads, a recurrent layer what comes in. An attribute (an integer, or
-an entry of a list or tuple) may follow where it equals the size of a dimension that the module's
-own code or tensors have; whether it does, a trial decides. So may a number in an object of settings
-that the module's code reads when it runs: many modules share one, so each gets a copy of its own.
+An attention layer holds its number of heads, a recurrent layer its input size. An attribute (an
+integer, or an entry of a list or tuple) may count channels if it equals the size of a dimension in
+the module's code or tensors; a trial decides whether it does. The same holds for a number in a
+settings object that the module's code reads; modules share such objects, so each gets its own copy.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace, belongs
 from regrow.surgery.held import compared_in_code, held, names_in_code
 from regrow.surgery.painter import Painter
 
-# Their numbers are known: see ``cut``.
+# ``cut`` knows the numbers of these.
 _KNOWN = (
     nn.Linear,
     nn.modules.conv._ConvNd,
@@ -27,10 +27,11 @@ _KNOWN = (
     nn.LayerNorm,
 )
 
-# Which of the dimensions that a number may count: 0 for the last one, 1 for that before; or none.
+# Which of the dimensions that it may count a number does: 0 for the last one, 1 for the one before;
+# None if it does not change.
 Choice = int | None
-# Attributes of PyTorch's own modules that count channels. The others are sizes and steps of places:
-# a pool of three places stays one where there were three channels. Of others' modules values tell.
+# Attributes of PyTorch's own modules that count channels. The others are sizes and strides of maps:
+# a pool of size 3 stays one even where there are three channels. For other modules, trials decide.
 _OF_TORCH = (
     *("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "embedding_dim", "d_model"),
     *("input_size", "hidden_size", "proj_size", "unflattened_size"),
@@ -39,7 +40,7 @@ _OF_TORCH = (
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute that holds a number (``config.width`` in settings), alike in all of a class."""
+    """An attribute of a class of modules that holds a number (``config.width`` in settings)."""
 
     kind: Any  # of module
     name: str
@@ -52,20 +53,20 @@ class Attribute:
 
     @property
     def short(self) -> str:
-        """Its name without that of the settings."""
+        """Its name without that of the settings object."""
         return self.name.rpartition(".")[2]
 
     def is_compared_with(self, other: "Attribute") -> bool:
-        """Tell whether the code of the class compares the two."""
+        """Return whether the code of the class compares the two."""
         names = frozenset((self.short, other.short))
         return self.kind == other.kind and names in compared_in_code(self.kind)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A module's number, and the channels that it may count, in order of computation.
+    """A number in a module, and the dimensions that it may count, in order of computation.
 
-    What is no channels at all comes first, so that the last ones are some.
+    Dimensions without channels come first, so that the last ones have some.
     """
 
     module: str
@@ -74,11 +75,11 @@ class Number:
 
     @property
     def slot(self) -> tuple[str, int]:
-        """The tensor and the dimension by which a slot names it."""
+        """The ``tensor`` and ``dim`` of its slots."""
         return f"{self.module}{NUMBER}{self.place.name}", self.place.entry or 0
 
     def follows(self, choice: Choice) -> Tensor | None:
-        """Return the channels that it counts, of several possible ones."""
+        """Return the colours of the dimension that it counts by a choice; None if it stays."""
         return None if choice is None else self.counted[max(0, len(self.counted) - 1 - choice)]
 
 
@@ -88,12 +89,12 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
     places = {
         name: list(_places(module))
         for name, module in model.named_modules()
-        if name not in told | painter.movers  # which follow by themselves
+        if name not in told | painter.movers  # which are updated by themselves
         and not isinstance(module, (*_KNOWN, torch.jit.ScriptModule))
     }
     wanted = {name: {value for _, value in own} for name, own in places.items() if own}
     widths = _widths(painter, classes, wanted)
-    # What met no width in its own code is compared there, or handed on: its parts tell.
+    # A number without such a dimension in its own code is compared or passed on: look inside.
     known = {place for place, own in widths.items() if any(map(_is_coloured, own.values()))}
     read = {
         name: {value for place, value in own if place.is_read and (name, value) not in known}
@@ -128,14 +129,14 @@ _Widths = dict[tuple[str, int], dict[bytes, Tensor]]
 
 
 def _add(widths: _Widths, classes: Classes, name: str, ids: Tensor) -> None:
-    """Enter the colours of a dimension that a module meets; the last one comes last."""
+    """Add the colours of a dimension in a module's code or tensors; repeated ones move last."""
     kinds = widths.setdefault((name, len(ids)), {})
     key = classes.root[ids.clamp(min=ZERO)].numpy().tobytes()
     kinds[key] = kinds.pop(key, ids)
 
 
 def _widths(painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]) -> _Widths:
-    """Find dimensions of the wanted sizes, in a module's tensors and in what its code meets."""
+    """Find dimensions of the wanted sizes in each module's tensors and in its code's values."""
     widths: _Widths = {}
 
     def add(name: str, ids: Tensor) -> None:
@@ -146,7 +147,7 @@ def _widths(painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]) 
         if ":" not in mark.tensor:
             add(mark.tensor.rpartition(".")[0], mark.ids)
     ran = {node.module for node in painter.tape.nodes}
-    # A module whose methods are called, and not itself, runs in the one that it lies in.
+    # If a module is not called itself, but its methods are, its parent runs its operations.
     within: dict[str, list[str]] = {name: [name] for name in wanted if name in ran}
     for name in wanted:
         if name not in ran:
@@ -162,7 +163,7 @@ def _widths(painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]) 
 
 
 def _widths_inside(painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]) -> _Widths:
-    """Find dimensions of the wanted sizes in tensors of the modules inside, the deepest first."""
+    """Find dimensions of the wanted sizes in tensors of a module's children, deepest first."""
     widths: _Widths = {}
     marks = [mark for mark in painter.marks if ":" not in mark.tensor]
     for mark in sorted(marks, key=lambda mark: -mark.tensor.count(".")) if wanted else ():
@@ -193,9 +194,9 @@ def followed(
     units: Callable[[Tensor], Mapping[str, Tensor]],
     choices: Mapping[Attribute, Choice],
 ) -> Trace:
-    """Return a trace whose cuts change modules' numbers: each follows the channels it counts.
+    """Return a trace whose cuts also change the numbers in modules that count channels.
 
-    ``units`` writes colours as the units of groups, by the groups' names.
+    ``units`` converts colours to units, by name of group.
     """
     slots: dict[str, list[Slot]] = {}
     for number in told:

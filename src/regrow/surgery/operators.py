@@ -1,24 +1,24 @@
-"""Names of ATen operations by what they do to channels, as several rooms of surgery need them."""
+"""Names of ATen operations, grouped by what they do to channels."""
 
 
 def names(words: str) -> tuple[str, ...]:
-    """Write operations in full."""
+    """Return the full names of operations, with ``aten::``."""
     return tuple(f"aten::{word}" for word in words.split())
 
 
 EMBEDDINGS = names("embedding _embedding_bag _embedding_bag_forward_only")
 PRODUCERS = (*names("convolution _convolution addmm mm linear"), *EMBEDDINGS)
-NORMS = names("native_layer_norm")  # which layers run on tables, too
+NORMS = names("native_layer_norm")  # norms that may also run on a parameter
 COPIES = names("clone alias detach contiguous _to_copy lift_fresh")
 TURNS = names("permute transpose t unsqueeze")
 VIEWS = names("view _unsafe_view reshape _reshape_alias")
 SPLITS = names("split split_with_sizes chunk")
 SLICES = names("slice narrow")
-# Of which it matters how many channels there are.
+# Select positions by number, so that the number of channels matters.
 CHOICES = (*SPLITS, *SLICES, *names("select unbind index_select unfold roll index"))
-# Run on the colours themselves.
+# Only move data: run on the colours themselves.
 MOVES = (*VIEWS, *CHOICES, *names("squeeze expand repeat flip"))
-# Of maps, channel by channel.
+# Resize or pad maps, channel by channel.
 RESIZES = names(
     "avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool2d max_pool3d_with_indices "
     "_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d "
@@ -39,9 +39,9 @@ UNARY = names(
     "nan_to_num isnan isinf isfinite logical_not bitwise_not dropout native_dropout "
     "gt gt_ lt lt_ ge ge_ le le_ eq eq_ ne ne_ rsub fmod remainder rrelu_with_noise"
 )
-# Whose numbers depend on no data, but on its shape at most.
+# Results depend at most on the shape of data, not on its values.
 MADE_ANEW = names("new_zeros new_ones new_full new_empty new_empty_strided")
-# Of several tensors, element by element; zero where all are.
+# Elementwise functions of several tensors.
 ARITHMETIC = names(
     "add add_ sub sub_ rsub maximum minimum mul mul_ div div_ where masked_fill masked_fill_ "
     "addcmul addcmul_ lerp lerp_ gt lt ge le eq ne logical_and logical_or logical_xor "

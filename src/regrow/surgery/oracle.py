@@ -1,7 +1,7 @@
 """The oracle of surgery: a network with its cut units at zero, which the cut one must equal.
 
-Layer norms, and group norms of a single group, take statistics over the channels of each sample; in
-the oracle they take them over the channels that stay.
+Layer norms, and group norms with a single group, compute statistics over the channels of each
+sample; in the oracle these run over the kept channels only.
 """
 
 from typing import Any, cast
@@ -59,7 +59,7 @@ def silence_channels_(quiet: nn.Module, mask: Mask, trace: Trace) -> None:
 
 
 def _measure_only_(norm: nn.Module, statistics: "_OverKept | _ByHand") -> None:
-    """Let a module take statistics over some positions, and not the modules inside, in place."""
+    """Make a module, but not its children, compute statistics over some positions, in place."""
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
         statistics.inside = 0
@@ -83,7 +83,7 @@ def _measure_only_(norm: nn.Module, statistics: "_OverKept | _ByHand") -> None:
 
 
 class _ByHand(TorchFunctionMode):
-    """Compute means and variances over channels from those that are kept."""
+    """Computes means and variances over channels from the kept ones only."""
 
     def __init__(self, dim: int, kept: Tensor, size: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _ByHand(TorchFunctionMode):
         )
 
     def _batch_norm(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Standardise a weight's rows over the channels that are kept; others are zero."""
+        """Standardise a weight's rows over the kept channels; the others are zero."""
         if input.dim() != 3 or input.shape[-1] != self.size or self.dim != -1:
             return cast(Tensor, func(input, *args, **kwargs))
         kept = self.kept.to(input.device)
@@ -140,7 +140,7 @@ _STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
 
 
 class _OverKept(TorchFunctionMode):
-    """Compute layer norms, and group norms of one group, over the kept channels alone."""
+    """Computes layer norms, and group norms of one group, over the kept channels only."""
 
     def __init__(self, dim: int, kept: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Paint a recorded network: colours carried through every operation, and where they lie."""
+"""Paint a recorded network: pass colours through every operation, and record where they lie."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from regrow.surgery.tape import Node, Ref, Tape
 
 @dataclass(frozen=True)
 class Mark:
-    """Colours along one dimension of a tensor, as met while painting."""
+    """Colours along one dimension of a tensor, found while painting."""
 
     tensor: str
     dim: int
@@ -31,46 +31,49 @@ Rule = Callable[["Painter", Node], None]  # what an operation does to colours
 
 @dataclass
 class Painter:
-    """Carry colours through a tape, and note where they lie in every parameter.
+    """Passes colours through a tape, and records where they lie in every parameter.
 
-    ``rules`` say by an operation's name what it does to colours; one without a rule keeps whole
-    whatever enters it. ``coupled`` are weights whose outputs go with the inputs at their places,
-    because the network's code counts attention heads by the width of what comes in. ``even`` are
-    those of grouped convolutions of which every group loses the same channels, and none goes.
+    ``rules`` give, by the name of an operation, what it does to colours; an operation without a
+    rule keeps its inputs whole. ``coupled`` are weights whose outputs are removed together with the
+    inputs at their positions, because the network's code derives the number of attention heads from
+    the width of its input. ``even`` are weights of grouped convolutions of which every group loses
+    the same channels, and no whole group is removed.
     """
 
     tape: Tape
     views: frozenset[str]
     movers: frozenset[str]
     rules: Mapping[str, Rule] = field(kw_only=True)
-    after: Rule = field(kw_only=True)  # what is done after each operation
+    after: Rule = field(kw_only=True)  # called after each operation
     coupled: frozenset[str] = field(default=frozenset(), kw_only=True)
     even: frozenset[str] = field(default=frozenset(), kw_only=True)
     colours: Colours = field(default_factory=Colours)
     paints: dict[int, Paint] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     opened: dict[str, Tensor] = field(default_factory=dict)  # view norms -> their colours
-    norms: dict[str, Tensor] = field(default_factory=dict)  # norms -> the colours they pass
+    norms: dict[str, Tensor] = field(default_factory=dict)  # norms -> the colours that they pass on
     linear: dict[str, bool] = field(default_factory=dict)  # producers -> whether they are linear
     fixed: dict[str, str] = field(default_factory=dict)  # parameters that keep their shape -> why
-    computed: dict[str, str] = field(default_factory=dict)  # those of them behind arithmetic -> why
+    computed: dict[str, str] = field(default_factory=dict)  # those used after arithmetic -> why
     divided: set[str] = field(default_factory=set)  # grouped convolutions' weights, if evenly cut
     grouped: set[str] = field(default_factory=set)  # grouped convolutions
     measured: set[str] = field(default_factory=set)  # norms with statistics over channels
-    plain: set[tuple[str, int, int]] = field(default_factory=set)  # statistics over no channels
+    # Statistics over other dimensions than channels: module, size, dimension from the end.
+    plain: set[tuple[str, int, int]] = field(default_factory=set)
     held: set[tuple[str, int]] = field(default_factory=set)  # dimensions that are never cut
     added: list[Tensor] = field(default_factory=list)  # colours of data that was added to data
-    heads: list[Tensor] = field(default_factory=list)  # colours that attention keeps apart
-    counted: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # by a module's number
+    heads: list[Tensor] = field(default_factory=list)  # colours of attention heads
+    # Module and a number that it holds -> colours of the channels that this counts.
+    counted: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _marked: set[tuple[str, int, Role]] = field(default_factory=set)
     _laid: dict[int, Laid] = field(default_factory=dict)
     _held: dict[str, str] = field(default_factory=dict)  # buffers that keep their shape -> why
-    _unread: set[tuple[str, int]] = field(default_factory=set)  # readers of what is not zero
-    _kept_values: set[str] = field(default_factory=set)  # what silencing leaves as it is
-    entered: dict[str, str] = field(default_factory=dict)  # tensors that whole data enters -> why
+    _unread: set[tuple[str, int]] = field(default_factory=set)  # readers that silencing zeroes
+    _kept_values: set[str] = field(default_factory=set)  # tensors that silencing does not change
+    entered: dict[str, str] = field(default_factory=dict)  # readers of whole data -> its origin
     _origins: dict[int, str] = field(default_factory=dict)  # values where whole data begins -> why
-    _makers: dict[int, Node] = field(default_factory=dict)  # values -> what made them
+    _makers: dict[int, Node] = field(default_factory=dict)  # values -> operations that made them
     _running: Node | None = None
 
     def run(self) -> None:
@@ -86,7 +89,7 @@ class Painter:
             if not self._makes_data(node):
                 follow(self, node)
             elif self.tape.compiled and self._is_compiled(node):
-                self.unknown(node, "it meets a module that torch.jit compiled")
+                self.unknown(node, "it enters a module that torch.jit compiled")
             elif "out" in node.kwargs:
                 self.unknown(node)
             else:
@@ -108,13 +111,15 @@ class Painter:
         self._make_boxes()
         for mark in self.marks:
             if (*_statistics(mark.tensor), mark.dim) in self.plain:
-                self.colours.freeze(mark.ids, "as many places as channels are averaged beside them")
+                self.colours.freeze(
+                    mark.ids, "its module also averages over as many positions as it has channels"
+                )
             why = self.fixed.get(mark.tensor) or self._held.get(mark.tensor)
             if why:
                 self.colours.freeze(mark.ids, why)
 
     def _makes_data(self, node: Node) -> bool:
-        """Tell whether an operation takes data, or makes some of tables and layers alone."""
+        """Return whether an operation takes data, or is a layer on a parameter or a constant."""
         if any(index in self.paints for index in node.refs()):
             return node.name not in MADE_ANEW
         if node.name in NORMS:
@@ -133,7 +138,7 @@ class Painter:
         return self.paint_table(data) or not self.parameter_view(data)
 
     def _couple(self) -> None:
-        """Let outputs of coupled weights go with inputs: heads with theirs, others one by one."""
+        """Unite outputs of coupled weights with inputs: heads with their parts, others singly."""
         heads = torch.unique(self.colours.roots(torch.cat([*self.heads, torch.empty(0).long()])))
         for mark in self.marks:
             read = self._seen.get((mark.tensor, 1 - mark.dim))
@@ -151,9 +156,9 @@ class Painter:
                 self.colours.unite(rows, read.expand_as(rows))
 
     def _make_boxes(self) -> None:
-        """Let channels that lie along several dimensions of a value go along one of them only.
+        """Unite channels that vary along several dimensions, so that they vary along one only.
 
-        What is left of a tensor is a tensor only if the same positions go everywhere else.
+        Cutting leaves a rectangular tensor only if it removes the same positions everywhere.
         """
         unsettled = [i for i, source in self.paints.items() if len(source.coloured_dims()) > 1]
         while unsettled:
@@ -165,7 +170,7 @@ class Painter:
                 self.paints[index] = replace(source, ids=settled[id(source.ids)][1])
             unsettled = [i for i in unsettled if len(self.paints[i].coloured_dims()) > 1]
             if unsettled:
-                index = unsettled.pop(0)  # for good: zeros among its colours never become one
+                index = unsettled.pop(0)  # handled once: ZERO among its colours is never united
                 source = self.paints[index]
                 varied = source.coloured_dims()
                 stays = max(varied, key=lambda dim: (source.ids.shape[dim], -dim))
@@ -173,7 +178,7 @@ class Painter:
                 self.paints[index] = self.settled(source)
 
     def _is_compiled(self, node: Node) -> bool:
-        """Tell whether an operation takes a tensor of a module that torch.jit compiled."""
+        """Return whether an operation takes a tensor of a module that torch.jit compiled."""
         names = [self.tensor_name(Ref(index)) for index in node.refs()]
         return any(name and belongs(name, m) for name in names for m in self.tape.compiled)
 
@@ -182,13 +187,13 @@ class Painter:
         ids = painted.along(1) if len(painted.shape) > 1 else None
         if ids is None:
             raise TraceError(
-                f"The channels that pass {name!r} vary over its map, so its narrow_() cannot be "
-                "told which of them stay. Remove that method, and its channels are kept whole."
+                f"The channels of {name!r} vary over its map, so its narrow_() cannot be told "
+                "which of them are kept. Remove that method; its channels are then kept whole."
             )
         return ids
 
     def _follow_aliases(self, node: Node) -> None:
-        """Let other views of memory that was overwritten know what it holds now."""
+        """Update the paint of other values in memory that an operation has overwritten."""
         result = node.outputs[0]
         if result not in self.paints:
             return
@@ -200,26 +205,26 @@ class Painter:
                 self.paints[index] = replace(self.paints[index], clean=False)
 
     def is_idle(self, node: Node) -> bool:
-        """Tell whether an operation's results reach no output (attention's mean over heads)."""
+        """Return whether no output depends on an operation, such as attention's mean over heads."""
         return not node.in_place and self.live.isdisjoint(node.outputs)
 
     @cached_property
     def live(self) -> frozenset[int | None]:
-        """The values that reach an output."""
+        """The values that an output depends on."""
         live: set[int | None] = set(self.tape.outputs)
         for node in reversed(self.tape.nodes):
             if node.in_place or not live.isdisjoint(node.outputs):
                 live.update(node.refs())
         return frozenset(live)
 
-    # What rules ask -----------------------------------------------------------------------------
+    # Queries of rules ---------------------------------------------------------------------------
 
     def is_painted(self, ref: Ref) -> bool:
-        """Tell whether a value depends on the input (or is a parameter that was painted)."""
+        """Return whether a value depends on the input (or is a parameter that was painted)."""
         return ref.index in self.paints
 
     def is_data(self, index: int) -> bool:
-        """Tell whether a value depends on the input, and is no parameter."""
+        """Return whether a value depends on the input, and is no parameter."""
         return index in self.paints and self.laid(Ref(index)) is None
 
     def of(self, ref: Ref) -> Paint:
@@ -232,7 +237,7 @@ class Painter:
         return self.paints[ref.index]
 
     def settled(self, source: Paint) -> Paint:
-        """Write colours that vary along several dimensions as far as they are not united yet."""
+        """Replace colours by their representatives, so that united ones no longer vary."""
         return replace(source, ids=paint(self.colours.roots(source.ids)).ids)
 
     def maker(self, ref: Ref) -> Node | None:
@@ -253,7 +258,7 @@ class Painter:
         return self.parameter(ref) or self.tape.names.get(ref.index)
 
     def parameter(self, ref: Ref) -> str | None:
-        """Return the name of a parameter that is used as it is (or cast), or None."""
+        """Return the name of a parameter that is used unchanged (or cast), or None."""
         viewed = self.parameter_view(ref)
         if viewed is None or viewed[1] != tuple(range(len(viewed[1]))):
             return None
@@ -267,7 +272,7 @@ class Painter:
         return laid.name, laid.order()
 
     def weight_view(self, ref: Ref, *, in_parts: bool = False) -> Laid | None:
-        """Return how a parameter lies that is used as a weight, all or some rows of it, or None."""
+        """Return the layout of a parameter (or with ``in_parts``, some of its rows) as a weight."""
         laid = self.laid(ref)
         if laid is None or laid.name not in self._parameters:
             return None
@@ -280,13 +285,13 @@ class Painter:
         return frozenset(self.tape.names[index] for index in self.tape.parameters)
 
     def laid(self, ref: Ref) -> Laid | None:
-        """Tell which parameter or buffer lies in a value that no data has met, and how."""
+        """Return the layout of a parameter or buffer in a value; None if the value is data."""
         name = self.tape.names.get(ref.index)
         if name is None:
             return self._laid.get(ref.index)
         value = self.value(ref)
         if ref.index not in self.tape.parameters and not value.is_floating_point():
-            return None  # numbers of places, and masks
+            return None  # positions, and masks
         return Laid(name, tuple(range(value.dim())), tuple(value.shape))
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
@@ -294,13 +299,13 @@ class Painter:
         shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
         return self.colours.unite(a.expand(shape), b.expand(shape))
 
-    # What rules do ------------------------------------------------------------------------------
+    # Actions of rules ---------------------------------------------------------------------------
 
     def level(self, source: Paint, dims: Iterable[int]) -> Paint:
-        """Unite colours along dimensions that have to stay, if they vary along others as well.
+        """Unite colours along dimensions that must not be cut, if they vary along others as well.
 
-        Each of the positions of a part of a packed projection, or within an attention head, is a
-        channel of its own until an operation takes all of them.
+        Positions in a part of a packed projection, or within an attention head, have separate
+        colours until an operation uses all of them.
         """
         varied = source.coloured_dims()
         levelled = [dim for dim in dims if dim in varied]
@@ -313,7 +318,7 @@ class Painter:
         return replace(source, ids=first.clone())
 
     def align(self, refs: Sequence[Ref]) -> None:
-        """Level what meets something that lies along fewer dimensions than its channels do."""
+        """Level operands whose channels vary along a dimension over which another is broadcast."""
         painted = [self.of(ref) for ref in refs if self.is_painted(ref)]
         if all(len(source.coloured_dims()) < 2 for source in painted):
             return
@@ -334,13 +339,13 @@ class Painter:
                 self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
 
     def read(self, weight: Laid, dim: int, ids: Tensor, source: Paint) -> None:
-        """Note that a weight's input dimension reads these channels."""
-        if weight.standardised is not None:  # by statistics over all that it reads
+        """Record that a weight's input dimension reads these channels."""
+        if weight.standardised is not None:  # its statistics run over all of its inputs
             each = math.prod(weight.sizes[1:]) // len(ids)
             over = ids.repeat_interleave(each)
             self.measured.add(weight.standardised)
             self.pass_statistics(weight.standardised, over, -1)
-        elif not source.clean:  # silence means that nobody reads it
+        elif not source.clean:  # silencing has to zero the entries that read it
             self._unread.add((weight.name, dim))
         self._mark(weight.name, dim, ids, "reader")
 
@@ -353,7 +358,7 @@ class Painter:
     def produce(
         self, weight: str, bias: str | None, dim: int, count: int, *, linear: bool, start: int = 0
     ) -> Tensor:
-        """Give a producer's output channels their colours: so many, from one on."""
+        """Return the colours of a producer's output channels: ``count`` of them, from ``start``."""
         known = self._seen.get((weight, dim))
         if known is None:
             known = self.colours.fresh(count)
@@ -365,25 +370,25 @@ class Painter:
         return ids
 
     def produce_groups(self, weight: str, bias: str | None, *, rows: Tensor, out: Tensor) -> None:
-        """Note a grouped convolution: the colours of its weight's rows, and of its outputs."""
+        """Record a grouped convolution: the colours of its weight's rows, and of its outputs."""
         self.grouped.add(weight.removesuffix(".weight"))
         self._mark(weight, 0, rows, "producer")
         if bias is not None:
             self._mark(bias, 0, out, "bias")
 
     def unite_rows(self, channels: Tensor, heads: Tensor) -> None:
-        """Unite each of several equal parts of the channels with one colour."""
+        """Divide channels into equal parts, and unite each part with one of the ``heads``."""
         rows = channels.view(len(heads), -1)
         self.colours.unite(rows, heads[:, None].expand_as(rows))
 
     def pass_through(self, tensor: str, dim: int, ids: Tensor, *, norm: str | None = None) -> None:
-        """Note a parameter or buffer with one entry for each channel that passes."""
+        """Record a parameter or buffer with one entry for each of these channels."""
         self._mark(tensor, dim, ids, "norm")
         if norm is not None:
             self.norms.setdefault(norm, ids)
 
     def pass_statistics(self, module: str, ids: Tensor, dim: int) -> None:
-        """Note that a module's code takes statistics over channels in a dimension from the end."""
+        """Record that a module takes statistics over channels; ``dim`` counts from the end."""
         self._mark(f"{module}{OVER}{len(ids)}", dim, ids, "mover")
 
     def hold(self, tensor: str, dim: int, *, size: int, why: str) -> None:
@@ -393,19 +398,19 @@ class Painter:
         self.colours.freeze(known, why)
 
     def count(self, module: str, ids: Tensor) -> None:
-        """Note that a number which a module holds counts channels; what it counts is one."""
+        """Record that a number in a module counts channels; unite all channels that it counts."""
         known = self.counted.setdefault((module, len(ids)), ids)
         self.colours.unite(known, ids)
 
     def pass_width(self, norm: str, ids: Tensor, *, dim: int = 0) -> None:
-        """Note that a norm was told the number of its channels, as one of its dimensions."""
+        """Record that a norm holds the number of its channels, as the size of one dimension."""
         self._mark(f"{norm}{WIDTH}", dim, ids, "mover")
 
     def paint_parameter(self, ref: Ref, *, along: Collection[int] = ()) -> bool:
-        """Colour a parameter or buffer that takes part in arithmetic; False if it is none.
+        """Colour a parameter or buffer that is used in arithmetic; False if that is impossible.
 
-        It may be spread over more than its channels if those that it meets lie ``along`` one
-        dimension (a table of positions, added to tokens).
+        It may have further dimensions if the channels that it is combined with lie ``along`` one
+        (a table of positions that is added to tokens).
         """
         laid = self.laid(ref)
         if laid is None:
@@ -429,12 +434,12 @@ class Painter:
                 self._kept_values.add(laid.name)
             self.paints[ref.index] = spread(ids, shape, wide[0], clean=zeroed)
         else:
-            # One number, which no channel owns: silencing leaves it as it is.
+            # A single number belongs to no channel, so silencing does not change it.
             self.paints[ref.index] = Paint(torch.full((1,) * len(shape), ZERO), shape, clean=False)
         return True
 
     def paint_table(self, ref: Ref) -> bool:
-        """Colour the columns of a parameter that a layer of another module runs on as on data."""
+        """Colour the columns of a parameter that is the input of another module's layer."""
         laid = self.laid(ref)
         if laid is None or self._running is None or laid.name not in self._parameters:
             return False
@@ -449,9 +454,9 @@ class Painter:
         return True
 
     def paint_constant(self, ref: Ref, dim: int) -> bool:
-        """Colour a constant that repeats the same along a dimension; False if it does not.
+        """Colour a constant that is the same all along a dimension; False if it is not.
 
-        Its numbers are right for any channels; how many there are, a trial has to tell.
+        Its values suit any channels; whether its size follows their number, a trial decides.
         """
         value = self.value(ref)
         if self.is_painted(ref) or value.is_meta or self.laid(ref) is not None:
@@ -464,19 +469,19 @@ class Painter:
         return True
 
     def paint_whole(self, ref: Ref, origin: str) -> None:
-        """Colour a constant that nothing may be cut out of, with the words for what meets it."""
+        """Keep a constant whole; ``origin`` names it in the reasons of what it is combined with."""
         shape = self.shape(ref.index)
         self.paints[ref.index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
         self._origins[ref.index] = origin
 
     def lay(self, node: Node, laid: Laid, output: int | None = None) -> None:
-        """Note that a parameter lies in an operation's result, the first if none is given."""
+        """Record a parameter's layout in an operation's result, by default the first."""
         output = node.outputs[0] if output is None else output
         assert output is not None
         self._laid[output] = laid
 
     def compute(self, node: Node) -> None:
-        """Note parameters that go through arithmetic of their own before data meets them."""
+        """Record parameters that are used only after arithmetic on them."""
         why = f"its weights go through '{node.name}' before they are used"
         for index in node.refs():
             name = self.fix(Ref(index), why)
@@ -484,7 +489,7 @@ class Painter:
                 self.computed.setdefault(name, why)
 
     def fix(self, ref: Ref, why: str) -> str | None:
-        """Keep the shape of a parameter or buffer; return the name of a parameter."""
+        """Keep the shape of a parameter or buffer; return the name if it is a parameter."""
         laid = self.laid(ref)
         if laid is None:
             return None
@@ -493,10 +498,10 @@ class Painter:
         return laid.name if is_parameter else None
 
     def zeroed(self, mark: Mark) -> bool:
-        """Tell whether silencing sets to zero what a mark's units have in its tensor."""
+        """Return whether silencing sets the entries of a mark's units to zero."""
         if mark.role == "reader":
             return (mark.tensor, mark.dim) in self._unread
-        # A variance of zero is as good as any other, the mean being zero; it must stay.
+        # The variance does not matter where the mean is zero, so it is left as it is.
         stays = mark.tensor in self._kept_values or mark.tensor.endswith("running_var")
         return mark.role in ("producer", "bias", "norm") and not stays
 
@@ -505,7 +510,7 @@ class Painter:
         self.colours.freeze(source.ids, f"{reason}{where(node)}")
 
     def unknown(self, node: Node, why: str = "") -> None:
-        """Keep everything whole that enters an operation whose channels cannot be followed."""
+        """Keep all inputs of an operation whole, because channels cannot be followed through it."""
         why = why or f"'{node.name}' cannot be followed"
         for index in node.refs():
             self.fix(Ref(index), f"{why}{where(node)}")
@@ -518,9 +523,9 @@ class Painter:
                 self._origins[output] = f"{why}{where(node)}"
 
     def origin(self) -> str:
-        """Say where the whole data begins that the operation at work takes; "" where none works.
+        """Return where the whole data begins that the current operation takes; "" if none runs.
 
-        Where that is not known, the operation itself is named.
+        If that is not known, the operation itself is named.
         """
         if self._running is None:
             return ""
@@ -531,9 +536,9 @@ class Painter:
             maker = self._makers.get(index)
             inputs = [] if maker is None else self._whole_inputs(maker)
             if maker is not None and not inputs:
-                return f"what '{maker.name}' makes of channels{where(maker)}"
+                return f"the result of '{maker.name}'{where(maker)}"
             queue += [i for i in inputs if i not in queue]
-        return f"what '{self._running.name}' takes{where(self._running)}"
+        return f"an input of '{self._running.name}'{where(self._running)}"
 
     def _whole_inputs(self, node: Node) -> list[int]:
         painted = [index for index in node.refs() if index in self.paints]
@@ -551,11 +556,11 @@ class Painter:
 
 
 def _statistics(tensor: str) -> tuple[str, int]:
-    """Return the module and the size of a mark of statistics."""
+    """Return the module and size in the name of a mark of statistics, else ("", -1)."""
     module, _, size = tensor.rpartition(OVER)
     return (module, int(size)) if size.isdecimal() else ("", -1)
 
 
 def where(node: Node) -> str:
-    """Word the module that an operation runs in, for the end of a sentence."""
+    """Return the module that an operation runs in, as the end of a sentence."""
     return f" in {node.module!r}" if node.module else ""

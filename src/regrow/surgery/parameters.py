@@ -1,4 +1,4 @@
-"""Follow parameters and buffers through what is done to them before data meets them."""
+"""Follow parameters and buffers through operations before they are combined with data."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Laid:
-    """A parameter or buffer, as it lies in a value.
+    """The layout of a parameter or buffer in a value that was made of it.
 
-    ``dims`` has for each dimension of the value the tensor's own that lies there whole and in
-    order, or None; ``sizes`` are those of the tensor.
+    ``dims`` gives for each dimension of the value the tensor's dimension that lies there complete
+    and in order, or None; ``sizes`` are those of the tensor.
     """
 
     name: str
     dims: tuple[int | None, ...]
     sizes: tuple[int, ...]
-    same_values: bool = True  # moved only, and not a function of it
-    in_order: bool = True  # its numbers follow each other as in the tensor, in whatever shape
+    same_values: bool = True  # values were only moved, not changed
+    in_order: bool = True  # values are in the tensor's memory order, in any shape
     standardised: str | None = None  # the module that standardised its rows, one by one
-    # For each dimension of the value all of the tensor's that a view has merged in it; () as dims.
+    # For each dimension of the value, the tensor's dimensions that a view merged; () if none did.
     merged: tuple[tuple[int, ...], ...] = ()
-    # Where a part of the tensor begins, along the one dimension of which not all is there.
+    # If the value is a part of the tensor: where that begins, along the dimension that was divided.
     start: int | None = None
 
     @property
@@ -55,18 +55,18 @@ class Laid:
 
     @property
     def is_weight(self) -> bool:
-        """True if all dimensions are there, of the tensor itself or with its rows standardised."""
+        """True if all dimensions are there, and values are unchanged or rows standardised."""
         wide = {dim for dim, size in enumerate(self.sizes) if size != 1}
         values = self.same_values or self.standardised is not None
         return values and wide <= set(self.dims)
 
     def within(self, dim: int) -> tuple[int, ...]:
-        """Return the tensor's dimensions that lie in one of the value, the slowest first."""
+        """Return the tensor's dimensions that lie in one of the value's, the slowest first."""
         own = self.dims[dim]
         return self.merged[dim] if self.merged else () if own is None else (own,)
 
     def order(self) -> tuple[int, ...]:
-        """Return the dimensions, -1 for None."""
+        """Return ``dims``, with -1 for None."""
         return tuple(-1 if dim is None else dim for dim in self.dims)
 
 
@@ -75,7 +75,7 @@ _JOINS = ("aten::cat", "aten::stack")
 
 
 def follow(painter: Painter, node: Node) -> None:
-    """Follow what an operation that takes no data does to parameters and buffers."""
+    """Follow parameters and buffers through an operation that takes no data."""
     named = [Ref(index) for index in dict.fromkeys(node.refs()) if painter.laid(Ref(index))]
     if not named or node.name in _ONLY_LIKE:
         return
@@ -112,7 +112,7 @@ def _is_vector(painter: Painter, ref: Ref) -> bool:
 
 
 def is_of_rows(painter: Painter, node: Node) -> bool:
-    """Tell whether a norm standardises each row of a weight, laid out as [1, rows, the rest]."""
+    """Return whether a norm standardises each row of a weight, laid out as [1, rows, the rest]."""
     data, *affine = node.args[:5]
     laid = painter.laid(data)
     gains = [ref for ref in affine if ref is not None]
@@ -128,7 +128,7 @@ def is_of_rows(painter: Painter, node: Node) -> bool:
 
 
 def standardise(painter: Painter, node: Node) -> None:
-    """Let a weight pass whose rows are standardised, and scaled by what lies along them."""
+    """Follow a weight through the standardisation of its rows, and unite these with their gains."""
     laid = painter.laid(node.args[0])
     assert laid is not None
     for gain in node.args[1:3]:
@@ -138,15 +138,15 @@ def standardise(painter: Painter, node: Node) -> None:
 
 
 def equal_parts(sizes: Sequence[int]) -> int | None:
-    """Return the size of equal parts of which each of some parts is one or several, if they are."""
+    """Return the smallest of some sizes if all are multiples of it, else None."""
     least = min(sizes)
     return None if least == 0 or any(size % least for size in sizes) else least
 
 
 def _divide(painter: Painter, node: Node, ref: Ref) -> bool:
-    """Divide a weight's rows among layers (queries, keys and values); False if that is no such.
+    """Divide a weight's rows among layers (queries, keys and values); False for other divisions.
 
-    The same positions of all parts go, so that code may take their sizes from what comes in.
+    The same positions of all parts are removed, so that code may derive their sizes from its input.
     """
     laid = painter.laid(ref)
     assert laid is not None
@@ -182,7 +182,7 @@ def _turn(painter: Painter, node: Node, ref: Ref) -> None:
 
 
 def _move(painter: Painter, node: Node, ref: Ref) -> None:
-    """Move a tensor's numbers, and see by their places which of its dimensions lie in order."""
+    """Move a tensor's values, and find out by moving positions which dimensions stay in order."""
     laid = painter.laid(ref)
     assert laid is not None
     shape = painter.shape(ref.index)
@@ -212,7 +212,7 @@ def _move(painter: Painter, node: Node, ref: Ref) -> None:
 
 
 def _merged(laid: Laid, shape: Sequence[int], result: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Say which of a tensor's dimensions lie in those that a view makes; () if it divides one."""
+    """Return the tensor's dimensions in each dimension of a view; () if the view divides one."""
     before = [(laid.within(dim), size) for dim, size in enumerate(shape) if size > 1]
     made: list[tuple[int, ...]] = []
     for size in result:
@@ -230,7 +230,7 @@ def _merged(laid: Laid, shape: Sequence[int], result: Sequence[int]) -> tuple[tu
 
 
 def _resize(painter: Painter, node: Node, ref: Ref) -> None:
-    """Change the size of a map ``[n, channels, ...]`` of places, channel by channel."""
+    """Change the size of a map ``[n, channels, ...]``, channel by channel."""
     laid = painter.laid(ref)
     assert laid is not None
     dims = (*laid.dims[:2], *[None] * (len(laid.dims) - 2))
@@ -238,7 +238,10 @@ def _resize(painter: Painter, node: Node, ref: Ref) -> None:
 
 
 def _columns(painter: Painter, node: Node, named: list[Ref]) -> int | None:
-    """Return the last dimension beside that along which only tables are joined, if they have it."""
+    """Return the last dimension that all joined tables share, except the one they are joined on.
+
+    None if there is none, or if other tensors are joined as well.
+    """
     laid = [painter.laid(ref) for ref in named]
     rank = len(painter.shape(node.outputs[0]))
     joined = (node.args[1] if len(node.args) > 1 else 0) % rank

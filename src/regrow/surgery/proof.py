@@ -1,6 +1,6 @@
-"""The proof of a cut: how far the cut network is from the silenced one, and whether it would show.
+"""The proof of a cut: the error of the cut network against the silenced one, and its sensitivity.
 
-Compared are the network as it is, and a copy with redrawn parameters (``alive``).
+Both are compared with the network's own parameters, and with redrawn ones (``alive``).
 """
 
 import math
@@ -25,34 +25,34 @@ from regrow.surgery.oracle import silence
 from regrow.surgery.taken import check_cut
 from regrow.surgery.tape import leaves, output_tensors, worded
 
-LEAST_SHOWN = 1e-3  # of the output, by which a group has to move it
-# Of the output, by which a right cut may be off: 4.5 million roundings in float64, and 80 in
-# float32, which is used where a network's code does not run in float64.
+LEAST_SHOWN = 1e-3  # relative change of the output that each group has to cause
+# Relative error that a correct cut may have: 4.5 million roundings in float64, and 80 in float32,
+# which is used where a network's code does not run in float64.
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
-# A network that moves by more than this when its numbers are rounded proves nothing.
+# A network whose output changes by more than this when its numbers are rounded proves nothing.
 MOST_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDINGS = 3
-FAR = 1e-3  # of the output: what no rounding does to a steady network
-STEADY = 1e-8  # of its output, by which rounding moves a steady network at most, in float64
-LOUDER = 100.0  # times, where a group does not move the output (a detector returns the best boxes)
-# How many inputs, by the numbers in one: of a single value a ReLU may let nothing through.
+FAR = 1e-3  # relative error that rounding cannot cause in a steady network
+STEADY = 1e-8  # largest relative change of a steady network's output by rounding, in float64
+LOUDER = 100.0  # factor on groups that do not affect the output (a detector returns the best boxes)
+# Number of inputs, by the largest size of one: of a single value a ReLU may let nothing through.
 NUM = ((16, 1024), (4, 4096), (2, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The result of comparing a cut network with the silenced one; ``print`` words it.
+    """The result of comparing a cut network with the silenced one; ``print`` shows it in words.
 
     Attributes:
         error: the largest difference between any outputs of the two, relative to the largest number
             of that output; NaN where an output is not finite.
-        tolerance: the error that is put down to rounding.
-        sensitivity: how much the output of the redrawn copy changes when every second unit
-            of a group (or a block) fades, to first order; measured by silencing them where that is
-            little. For each group that was cut.
-        wrong: the groups whose cut is wrong, where the error is larger than the tolerance.
-        rounded: how far the output moves when the network's numbers are rounded; measured only
-            where the error is larger than that of most networks.
+        tolerance: the error that rounding may cause.
+        sensitivity: for each group that was cut, how much the output of the redrawn copy changes
+            when every second unit of it (or the block) is scaled to zero, to first order; if that
+            is little, measured by silencing them.
+        wrong: the groups whose cut is wrong, if the error is larger than the tolerance.
+        rounded: how much the output changes when the network's numbers are rounded; measured only
+            if the error is larger than that of most networks.
 
     ``float(proof)`` is the error, and so are ``proof < 1e-9`` and ``f"{proof:.1e}"``.
     """
@@ -65,7 +65,7 @@ class Proof:
 
     @property
     def unproven(self) -> tuple[str, ...]:
-        """The groups that hardly move the output, so that a wrong cut of them would not show."""
+        """The groups that hardly affect the output, so that a wrong cut of them would not show."""
         return tuple(n for n, moved in self.sensitivity.items() if not moved >= LEAST_SHOWN)
 
     @property
@@ -129,8 +129,8 @@ def verify(
 ) -> Proof:
     """Compare the cut network with the one whose cut units are held at zero, in float64.
 
-    On random inputs like the trace's example, for the network as it is and for a copy with new
-    random parameters.
+    Both run on random inputs like the trace's example, with the network's own parameters and with
+    new random ones.
 
     Args:
         model, mask, trace: as for ``shrink``.
@@ -193,7 +193,7 @@ def prove(
 def sensitivities(
     model: nn.Module, trace: Trace, names: Sequence[str], *, unit: str = "channel"
 ) -> dict[str, float]:
-    """Return how much each of some groups (or blocks) does to the output: see ``Proof``.
+    """Return how much each of some groups (or blocks) affects the output: see ``Proof``.
 
     Measured on the redrawn copy, relative to the output. It depends on the architecture, and
     hardly on the network's weights.
@@ -204,14 +204,15 @@ def sensitivities(
 
 
 def cut_groups(mask: Mask) -> list[str]:
-    """Name the groups of which a mask takes something away."""
+    """Return the names of the groups from which a mask removes units."""
     return [name for name, kept in mask.kept.items() if not bool(kept.all())]
 
 
 def inputs_like(model: nn.Module, example: Any) -> list[Any]:
-    """Return inputs: the example itself, unless it is only a shape, and others, as one batch.
+    """Return the example itself, unless it is only a shape, and random inputs like it, as a batch.
 
-    One by one where the network takes no batches; the example alone where it takes no others.
+    If the network takes no batches, they are returned one by one; if it fails on some, only the
+    first is returned.
     """
     draw = seeded(0, "proof")
     size = max((x.numel() for x in tree_leaves(example) if isinstance(x, Tensor)), default=0)
@@ -235,7 +236,7 @@ def _batch(*leaves: Any) -> Any:
 def _moved(
     live: nn.Module, trace: Trace, names: Sequence[str], *, unit: str, inputs: Sequence[Any]
 ) -> dict[str, float]:
-    """Measure what each group does to the output: to first order, or if that is little, truly."""
+    """Measure each group's effect on the output: to first order or, if little, by silencing."""
     groups = UNITS.get(unit).groups(live, trace, get_args(Kind))
     kept = {name: torch.arange(groups[name].size) % 2 == 1 for name in names}
     outputs = _faded(live, [groups[name] for name in names], kept, inputs)
@@ -250,7 +251,7 @@ def _moved(
 
 
 def _louder(live: nn.Module, groups: Sequence[Group]) -> nn.Module:
-    """Copy a network with more of what some groups put out, for code that takes only the most."""
+    """Copy a network with amplified outputs of some groups, for code that uses only the largest."""
     loud = duplicate(live)
     tensors = dict(loud.named_parameters())
     with torch.no_grad():
@@ -265,9 +266,9 @@ def _faded(
     kept: Mapping[str, Tensor],
     inputs: Sequence[Any],
 ) -> dict[str, float]:
-    """Return the derivatives of a random sum over the outputs by the size of what goes.
+    """Return the derivatives of a random sum of the outputs by the scale of the removed units.
 
-    One run forth and back for all groups; zeros where a network has no derivatives.
+    One forward and one backward pass for all groups; zeros if a network has no derivatives.
     """
     draw = seeded(0, "fading")
     parameters = dict(live.named_parameters())
@@ -284,7 +285,7 @@ def _faded(
         return dict.fromkeys(kept, 0.0)
     try:
         grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    except RuntimeError:  # operations in place have overwritten what derivatives need
+    except RuntimeError:  # in-place operations have overwritten what the backward pass needs
         return dict.fromkeys(kept, 0.0)
     pairs = zip(parameters.items(), grads, strict=True)
     shares = {name: (p.detach() * grad).cpu() for (name, p), grad in pairs if grad is not None}
@@ -332,8 +333,8 @@ def compare(
 ) -> Compared:
     """Compare the network that a mask cuts with the one whose cut units are silent.
 
-    ``steady`` tells whether rounding hardly moves the network: then an error that is far larger
-    is no rounding, and what rounding does to the silenced network need not be measured.
+    ``steady`` returns whether rounding hardly affects the network: then a far larger error cannot
+    be rounding, and the effect of rounding on the silenced network need not be measured.
     """
     small, quiet = shrink(net, mask, trace), silence(net, mask, trace)
     call: _Call = called
@@ -360,7 +361,7 @@ def compare(
 
 
 def is_steady(net: nn.Module, example: Any) -> bool:
-    """Tell whether rounding moves a network's output by less than a hundredth of what it may."""
+    """Return whether rounding changes a network's output by at most a hundredth of the limit."""
     net = duplicate(net)
     inputs = [_as(example, torch.float64)]
     in_float64 = _in_float64(net, inputs)
@@ -374,19 +375,19 @@ def _ran(small: nn.Module, x: Any, mask: Mask, call: _Call) -> Any:
     except TraceError as error:
         cause = worded(error.__cause__ or error)
         raise TraceError(
-            f"The cut network fails on an input that the network itself takes: {cause}. Its code "
-            "may choose by its data which layers run, and the example showed only some of them. "
-            "Trace it on an example on which all run, or keep whole what they read: "
+            f"The cut network fails on an input that the uncut one accepts: {cause}. Its code may "
+            "choose by its data which layers run, and the example ran only some of them. "
+            "Trace it on an example that runs all of them, or keep their input channels whole: "
             f"{_keep(cut_groups(mask)[:5])}."
         ) from error
 
 
 def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> tuple[list[Any], _Call] | None:
-    """Run a network in float64, in place; return its outputs, and how it ran.
+    """Convert a network to float64, in place; return its outputs, and the function that ran it.
 
-    None if its code fixes another precision, which then meets this one: in an operation that fails,
-    or in a mask of the least float64 there is, written as float32, where it is infinite. Where only
-    its casts to float32 are in the way, they are left out.
+    None if its code fixes another precision: then an operation fails because types differ, or a
+    mask with the lowest float64 becomes infinite in float32. If only casts to float32 are in the
+    way, it is run with casts to float64 instead.
     """
     for call in (called, _without_narrowing):
         try:
@@ -399,7 +400,7 @@ def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> tuple[list[Any], _Ca
 
 
 class _Widening(OperationMode):
-    """A context in which what code casts to float32 is cast to float64."""
+    """A context in which casts to float32 become casts to float64."""
 
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         is_cast = operation is torch.ops.aten._to_copy.default
@@ -414,7 +415,7 @@ def _without_narrowing(model: nn.Module, example: Any) -> Any:
 
 
 class _Narrowings(OperationMode):
-    """A watch over code that casts float64 to float32, as norms of language models do."""
+    """A context that detects casts from float64 to float32, as in norms of language models."""
 
     found = False
 
@@ -435,7 +436,7 @@ def _rounds_to_float32(quiet: nn.Module, inputs: Sequence[Any]) -> bool:
 def _rounded(
     quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any], call: _Call
 ) -> float:
-    """Return how far outputs move when inputs and weights change in their last two bits."""
+    """Return how much outputs change when inputs and weights change in their last two bits."""
     draw = seeded(0, "rounding")
 
     def nudged(leaf: Any) -> Any:
@@ -460,7 +461,7 @@ def _rounded(
 def _wrong(
     net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any], names: Sequence[str]
 ) -> list[str]:
-    """Find by halving the groups whose cut is wrong, in a set whose cut is."""
+    """Find by halving the groups whose cut is wrong, in a set of groups whose cut is wrong."""
     if len(names) < 2:
         return list(names)
     middle = len(names) // 2
@@ -478,13 +479,13 @@ def _only(mask: Mask, names: Sequence[str]) -> Mask:
 
 
 def difference(output: Any, expected: Any) -> float:
-    """Return the largest difference of two outputs' numbers; NaN where any is not finite."""
+    """Return the largest relative difference of two outputs; NaN if any number is not finite."""
     actual, wanted = leaves(output), leaves(expected)
     if [place for place, _ in actual] != [place for place, _ in wanted]:
         raise TraceError(
             "The cut network returns something else than the network itself: "
-            f"{_shape(output)} in place of {_shape(expected)}. Let it return the same whatever "
-            "its number of channels."
+            f"{_shape(output)} in place of {_shape(expected)}. Make the structure of its output "
+            "independent of the number of channels."
         )
     return _largest([_gap(a, b) for (_, a), (_, b) in zip(actual, wanted, strict=True)])
 
@@ -500,7 +501,7 @@ def _gap(actual: Any, wanted: Any) -> float:
     if a.shape != b.shape:
         raise TraceError(
             f"The cut network returns a tensor of shape {tuple(a.shape)} where the network itself "
-            f"returns {tuple(b.shape)}. Keep whole the layers that it is made of: "
+            f"returns {tuple(b.shape)}. Keep the layers that compute it whole: "
             "trace(..., keep=['<layer>'])."
         )
     if not b.numel():

@@ -1,8 +1,8 @@
 """The rule for recurrent layers, which are recorded as one operation each.
 
-A hidden unit has a row in each of its gates' blocks, and a column in what carries it on. Without
-those it stays zero, as long as it begins there. A layer holds one number for how many there are: in
-all that lie on each other, and in both directions, the same units go.
+A hidden unit has a row in the block of each gate, and a column in the recurrent weights. Without
+these it stays zero if its initial state is zero. A layer has a single hidden size, so the same
+units are removed from all stacked layers and from both directions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _recur(painter: Painter, node: Node) -> None:
         painter.unknown(node)
         return
     if states:
-        painter.unknown(node, "what its units remember at first is given")
+        painter.unknown(node, "an initial state is passed to the recurrent layer")
         return
     projection = painter.value(cells[0][-1]) if _is_projected(cells[0]) else None
     held = painter.value(cells[0][1]) if projection is None else projection
@@ -48,7 +48,7 @@ def _recur(painter: Painter, node: Node) -> None:
 
 
 def _is_projected(cell: list[Ref]) -> bool:
-    """Tell whether a cell puts out less than it holds, by a matrix after its other tensors."""
+    """Return whether a cell projects its output (``proj_size``), by a matrix after the others."""
     return len(cell) in (3, 5)
 
 
@@ -61,7 +61,7 @@ def _pass_cell(
     units: Tensor,
     out: Tensor,
 ) -> None:
-    """Note the tensors of one cell: what reads the input, what reads its own output, and biases."""
+    """Record the tensors of one cell: input, recurrent and projection weights, and biases."""
     biases = cell[2:4] if len(cell) > 3 else [None, None]
     reads = ((channels, source), (out, Paint(out, source.shape)))
     for ref, bias, (ids, read) in zip(cell[:2], biases, reads, strict=True):

@@ -1,7 +1,7 @@
 """Rules for how each ATen operation passes on colours.
 
-An operation without a rule keeps everything that enters it whole. Operations that only move data
-are in ``views``, norms in ``norms``, products of two tensors of data in ``attention``.
+An operation without a rule keeps its inputs whole. The rules for operations that only move data are
+in ``views``, those for norms in ``norms``, for products of two tensors of data in ``attention``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register what operations, e.g. ``"aten::relu"``, do to colours (decorator)."""
+    """Register a function as the rule of operations, e.g. ``"aten::relu"`` (decorator)."""
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -45,7 +45,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 @rule(*UNARY)
 def _unary(painter: Painter, node: Node) -> None:
-    """Apply a function of one tensor: the colours stay; silence stays zero where f(0) = 0."""
+    """Apply a function of one tensor: colours stay, and silenced channels stay zero if f(0) = 0."""
     data, *rest = node.args
     if not isinstance(data, Ref) or len(node.refs()) > 1:
         painter.unknown(node)
@@ -67,17 +67,17 @@ class _Operand:
     ref: Ref
     paint: Paint | None  # None: a constant
     sizes: tuple[int, ...]
-    same: bool = False  # the same for all channels, over which it is spread
+    same: bool = False  # the same for all channels, over which it is broadcast
 
     def is_zero(self, painter: Painter) -> bool:
-        """Tell whether a channel that is cut is zero in this operand."""
+        """Return whether a removed channel is zero in this operand."""
         if self.paint is None:
             return not bool(painter.value(self.ref).any())
         return self.paint.clean and not self.same
 
 
 def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
-    """Unite the operands of an elementwise operation under broadcasting."""
+    """Unite the colours of an elementwise operation's operands under broadcasting."""
     shape = painter.shape(node.outputs[0])
     operands = []
     refs = [a for a in node.args if isinstance(a, Ref)]
@@ -103,7 +103,7 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
         if operand.paint is None:
             continue
         if operand.same:
-            painter.keep_whole(operand.paint, node, "it is spread over other channels")
+            painter.keep_whole(operand.paint, node, "it is broadcast over other channels")
         else:
             ids = operand.paint.ids
             met = ids if met is None else painter.unite(met, ids)
@@ -136,7 +136,7 @@ def _own_sizes(painter: Painter, ref: Ref) -> tuple[int, ...]:
 
 @rule(*ARITHMETIC)
 def _combine(painter: Painter, node: Node) -> None:
-    """Combine tensors element by element: silence stays zero where all that adds up is zero."""
+    """Combine tensors elementwise: silenced channels stay zero if a factor or all terms are."""
     if len(node.refs()) == 1 and isinstance(node.args[0], Ref):
         _unary(painter, node)
         return
@@ -166,24 +166,24 @@ def _divide(painter: Painter, node: Node) -> None:
     if not isinstance(first, Ref) or (
         divisor is not None and divisor.paint is not None and divisor.is_zero(painter)
     ):
-        painter.unknown(node, "a channel that is cut would divide by zero")
+        painter.unknown(node, "a removed channel would divide by zero")
         return
     painter.put(node, replace(result, clean=operands[0].is_zero(painter)))
 
 
 @rule("aten::_prelu_kernel")
 def _prelu(painter: Painter, node: Node) -> None:
-    """Scale what is negative, channel by channel or all alike."""
+    """Scale negative values, with one factor per channel or one for all."""
     result, operands = _meet(painter, node)
     painter.put(node, replace(result, clean=operands[0].is_zero(painter)))
 
 
 @rule(*RESIZES)
 def _pool(painter: Painter, node: Node) -> None:
-    """Change the map's size, channel by channel (and head by head, where these are a batch)."""
+    """Resize a map, channel by channel (and head by head, if heads are in the batch)."""
     source = painter.of(node.args[0])
     rank = len(source.shape)
-    num = next((n for n in range(1, 4) if f"{n}d" in node.name), rank - 2)  # of the map's sizes
+    num = next((n for n in range(1, 4) if f"{n}d" in node.name), rank - 2)  # of map dimensions
     source = painter.level(source, range(rank - num, rank))
     if any(dim >= rank - num for dim in source.coloured_dims()):
         painter.unknown(node)
@@ -193,7 +193,7 @@ def _pool(painter: Painter, node: Node) -> None:
 
 @rule(*names("glu"))
 def _gate(painter: Painter, node: Node) -> None:
-    """Multiply one half of the channels by a sigmoid of the other: they go in pairs."""
+    """Multiply one half of the channels by a sigmoid of the other: they are removed in pairs."""
     source = painter.of(node.args[0])
     dim = int(node.args[1] if len(node.args) > 1 else -1) % len(source.shape)
     ids = source.ids
@@ -204,7 +204,7 @@ def _gate(painter: Painter, node: Node) -> None:
 
 @rule(*names("pixel_shuffle channel_shuffle native_channel_shuffle pixel_unshuffle"))
 def _shuffle(painter: Painter, node: Node) -> None:
-    """Move channels into the map or back, or deal them out anew: all that lie together go."""
+    """Move channels into the map or back, or shuffle them: unite those that belong together."""
     source = painter.of(node.args[0])
     channels = source.along(-3) if "pixel" in node.name else source.along(1)
     if channels is None:
@@ -225,7 +225,7 @@ def _shuffle(painter: Painter, node: Node) -> None:
 
 @rule(*names("cumsum cumprod cummax cummin logcumsumexp sort triu tril topk"))
 def _along_another(painter: Painter, node: Node) -> None:
-    """Add up, or put in order, along a dimension of which the colour does not vary."""
+    """Accumulate, sort or mask along a dimension in which the colour does not vary."""
     source = painter.of(node.args[0])
     short = node.name.removeprefix("aten::")
     place = 2 if short == "topk" else 1
@@ -256,7 +256,7 @@ def _softmax(painter: Painter, node: Node) -> None:
 
 
 def _no_parameter(painter: Painter, weight: Ref) -> str:
-    constant = "the weights that it meets are computed or constant, not parameters themselves"
+    constant = "the weights that it is multiplied by are computed or constant, not parameters"
     return "" if painter.is_painted(weight) else constant
 
 
@@ -277,7 +277,7 @@ def _convolution(painter: Painter, node: Node) -> None:
         (laid.order()[side] for side in ((1, 0) if transposed else (0, 1))) if laid else (-1, -1)
     )
     if laid is None or channels is None or min(out_dim, in_dim) < 0:
-        along = "it slides along the channels, each of which meets its neighbours"
+        along = "the convolution slides along the channels and mixes neighbouring ones"
         why = along if channels is None and source.coloured_dims() else ""
         painter.unknown(node, _no_parameter(painter, weight) if laid is None else why)
         return
@@ -291,7 +291,7 @@ def _convolution(painter: Painter, node: Node) -> None:
             painter.put(node, _divided_evenly(painter, node, laid, channels, bias_name))
             return
         value = painter.value(weight)
-        heads = painter.colours.fresh(groups)  # a group's inputs and outputs live and die together
+        heads = painter.colours.fresh(groups)  # a group's inputs and outputs are removed together
         painter.unite_rows(channels, heads)
         rows, out = (heads.repeat_interleave(n // groups) for n in (len(value), shape[1]))
         painter.produce_groups(laid.name, bias_name, rows=rows, out=out)
@@ -304,7 +304,7 @@ def _convolution(painter: Painter, node: Node) -> None:
 def _divided_evenly(
     painter: Painter, node: Node, laid: Laid, channels: Tensor, bias: str | None
 ) -> Paint:
-    """Let the same channels go out of every group of a convolution, which keeps all its groups."""
+    """Cut the same channels from every group of a convolution, which keeps all of its groups."""
     source, groups = painter.of(node.args[0]), node.args[8]
     parts = channels.view(groups, -1)
     painter.unite(parts, parts[:1])
@@ -316,9 +316,9 @@ def _divided_evenly(
 
 
 def _filter_beside(painter: Painter, node: Node, source: Paint) -> bool:
-    """Let channels pass that no filter mixes: heads that are a batch, or places under filters of 1.
+    """Pass on channels that no filter mixes: heads in the batch, or positions under filters of 1.
 
-    False if a filter takes several of them.
+    Return False if a filter covers several of them.
     """
     rank = len(source.shape)
     sizes = painter.value(node.args[1]).shape[2:]
@@ -336,9 +336,9 @@ def _filter_beside(painter: Painter, node: Node, source: Paint) -> bool:
 
 
 def _filter_channels(painter: Painter, node: Node, channels: Tensor) -> bool:
-    """Let each channel through a filter of its own; False if the filters lie in no tensor.
+    """Pass each channel through its own filter; False if the filters are no parameter or buffer.
 
-    Filters that are all the same one (a blur, spread over the channels) lie anywhere.
+    A single filter that is expanded over all channels (a blur) may be any tensor.
     """
     weight, bias = node.args[1:3]
     shape = painter.shape(node.outputs[0])
@@ -361,7 +361,7 @@ def _filter_channels(painter: Painter, node: Node, channels: Tensor) -> bool:
 def _produced(
     painter: Painter, node: Node, weight: Laid, dim: int, bias: Ref | None, *, linear: bool
 ) -> Paint:
-    """Give outputs their colours: a bias is a parameter, or follows, or keeps them whole."""
+    """Colour a layer's outputs; a bias is a parameter, is united with them, or keeps them whole."""
     name = painter.parameter(bias) if bias is not None else None
     shape = painter.shape(node.outputs[0])
     along = len(shape) - 1 if linear else 1
@@ -375,8 +375,8 @@ def _produced(
     channels = added.along(0) if len(added.shape) == 1 else None
     if channels is not None and painter.is_painted(bias):
         return spread(painter.unite(out, channels), shape, along, clean=added.clean)
-    painter.fix(bias, "it is added to whole channels")
-    why = "its bias is computed or constant, not a parameter itself"
+    painter.fix(bias, "it is added to channels that are kept whole")
+    why = "its bias is computed or constant, not a parameter"
     painter.colours.freeze(out, why)
     return spread(out, shape, along)
 
@@ -410,7 +410,7 @@ def _linear(painter: Painter, node: Node) -> None:
 
 
 def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> None:
-    """Sum products over channels of both tensors, of which those go together that meet."""
+    """Sum products over the channels of two tensors, and unite those that are multiplied."""
     left, right = a.along(-1), b.along(-1 if node.name == "aten::linear" else 0)
     if left is None or right is None or not (a.clean or b.clean):
         painter.unknown(node)
@@ -427,10 +427,10 @@ def _is_coloured(painter: Painter, ref: Ref) -> bool:
 def _mix_places(
     painter: Painter, node: Node, source: Paint, weights: tuple[Ref | None, ...]
 ) -> None:
-    """Mix the places of each channel by itself, as the weights of a Mixer do."""
+    """Mix the positions of each channel by itself, as in an MLP-Mixer."""
     for ref in weights:
         if ref is not None:
-            painter.fix(ref, f"it mixes places, not channels{where(node)}")
+            painter.fix(ref, f"it mixes positions, not channels{where(node)}")
     shape = painter.shape(node.outputs[0])
     painter.put(node, Paint(source.ids, shape, source.clean and weights[1] is None))
 
@@ -446,7 +446,7 @@ def _embedding(painter: Painter, node: Node) -> None:
     shape = painter.shape(node.outputs[0])
     if painter.parameter_view(table) is not None:
         rows = painter.value(table).shape[0]
-        painter.hold(laid.name, 0, size=rows, why="the network's input chooses among its rows")
+        painter.hold(laid.name, 0, size=rows, why="the network's input selects among its rows")
         out = painter.produce(laid.name, None, 1, shape[-1], linear=True)
         painter.put(node, spread(out, shape, len(shape) - 1))
     else:
@@ -462,14 +462,14 @@ def _copy(painter: Painter, node: Node) -> None:
 
 @rule(*names("zeros_like ones_like full_like rand_like randn_like empty_like"))
 def _make_like(painter: Painter, node: Node) -> None:
-    """Make other numbers in the shape of a tensor."""
+    """Make a tensor of other numbers in the shape of a given one."""
     source = painter.of(node.args[0])
     painter.put(node, replace(source, clean=node.name == "aten::zeros_like"))
 
 
 @rule("aten::copy_")
 def _write(painter: Painter, node: Node) -> None:
-    """Write data over channels, of which the rest stays."""
+    """Copy data into a tensor of channels."""
     if not bool((painter.of(node.args[0]).ids > ZERO).any()):
         painter.unknown(node)
         return
@@ -479,7 +479,7 @@ def _write(painter: Painter, node: Node) -> None:
 
 @rule(*names("zero_ fill_"))
 def _overwrite(painter: Painter, node: Node) -> None:
-    """Put one number everywhere."""
+    """Fill a tensor with one number."""
     number = node.args[1] if len(node.args) > 1 else 0
     if isinstance(number, Ref):
         painter.unknown(node)
@@ -489,7 +489,7 @@ def _overwrite(painter: Painter, node: Node) -> None:
 
 @rule("aten::as_strided_")
 def _lay_out(painter: Painter, node: Node) -> None:
-    """Change how a single row of numbers lies in memory, which a pooled map is; else unknown."""
+    """Change the strides of a single row of numbers, such as a pooled map; others are unknown."""
     source, size = painter.of(node.args[0]), tuple(node.args[1])
     wide = [stride for stride, n in zip(node.args[2], size, strict=True) if n > 1]
     if size == source.shape and len(node.args) == 3 and wide in ([], [1]):
@@ -528,7 +528,7 @@ def _join(painter: Painter, node: Node) -> None:
     shape = painter.shape(node.outputs[0])
     clean = all(p.clean for p in parts)
     if max(sizes) > 1 == sizes[dim]:
-        # Beside each other along no channels (tokens of two sources): what meets in one is one.
+        # Joined along another dimension (tokens of two sources): unite the channels of all parts.
         met = parts[0].ids
         for part in parts[1:]:
             met = painter.unite(met, part.ids)
@@ -543,7 +543,7 @@ def _join(painter: Painter, node: Node) -> None:
 
 
 def _is_nothing(painter: Painter, ref: Ref, rank: int) -> bool:
-    """Tell whether a tensor never has elements: what caches begin with, and a slice of nothing."""
+    """Return whether a tensor never has elements, such as an empty cache or an empty slice."""
     shape, maker = painter.shape(ref.index), painter.maker(ref)
     fixed = not painter.is_painted(ref) or (maker is not None and maker.name in SLICES)
     return 0 in shape and (fixed or (shape == (0,) and rank > 1))
@@ -566,7 +566,7 @@ def _pad(painter: Painter, node: Node) -> None:
     rank = len(source.shape)
     padded = [d for d in range(rank) if any(widths[2 * (rank - 1 - d) : 2 * (rank - d)])]
     if not any(d in source.coloured_dims() for d in padded):
-        # Around the map: a border of zeros belongs to its channel.
+        # Around the map: the border belongs to its channel.
         shape = painter.shape(node.outputs[0])
         painter.put(node, Paint(source.ids, shape, source.clean and zeros))
         return
@@ -576,7 +576,7 @@ def _pad(painter: Painter, node: Node) -> None:
 
 
 def _give_zeros_colours(painter: Painter, result: Paint) -> Paint:
-    """Give colours to the zero channels that a mover appends: they die with those they meet."""
+    """Colour the zero channels that a mover appends; they are removed with those they meet."""
     channels = result.along(1) if len(result.shape) > 1 else None
     if channels is None or not bool((channels == ZERO).any()):
         return result

@@ -1,8 +1,8 @@
-"""Rules for reductions, and for norms that are written by hand: means and variances over channels.
+"""Rules for reductions over channels, and for norms that are written by hand.
 
-A sum over channels of which the silent ones are zero is the sum over those that stay. A mean or a
-variance is taken over those that stay, if it comes back to the same channels as a norm's does: it
-is subtracted from them, or they are multiplied or divided by a root of it, or divided by their own
+If removed channels are zero, a sum over all channels equals the sum over the kept ones. A mean or
+variance may be computed over the kept channels alone if it only normalises these channels: it is
+subtracted from them, they are multiplied or divided by its root, or they are divided by their own
 mean. Any other use keeps the channels whole.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TAKES_DIMS = names("mean sum amax amin max min var std var_mean std_mean logsumexp prod argmax "
                     "argmin any all")  # fmt: skip
-_NORMS = names("linalg_vector_norm norm")  # which take dimensions after an order
+_NORMS = names("linalg_vector_norm norm")  # whose arguments are an order, then dimensions
 _NOT_OF_ZERO = names("logsumexp argmax argmin all")
 _MEASURED = names("mean var std var_mean std_mean")
 _ROOTS = names("std std_mean")
@@ -32,7 +32,7 @@ _ROOTS = names("std std_mean")
 
 @rule(*_TAKES_DIMS, *_NORMS)
 def _reduce(painter: Painter, node: Node) -> None:
-    """Reduce dimensions, along which the colour does not vary or may be summed over."""
+    """Reduce dimensions along which the colour does not vary, or channels may be reduced."""
     data = node.args[0]
     if not isinstance(data, Ref) or len(node.refs()) > 1:
         painter.unknown(node)
@@ -92,13 +92,13 @@ def _reduce_channels(
 
 
 def _adds_up(node: Node) -> bool:
-    """Tell whether zeros make no difference."""
+    """Return whether zeros do not change the result."""
     order = node.args[1] if node.name in _NORMS and len(node.args) > 1 else 2
     return node.name in ("aten::sum", *_NORMS) and isinstance(order, int | float) and order > 0
 
 
 def _note(painter: Painter, node: Node, channels: Tensor, dims: list[int], dim: int) -> None:
-    """Note that a module's own code takes statistics over channels."""
+    """Record that a module's own code computes statistics over channels."""
     rank = len(painter.of(node.args[0]).shape)
     painter.measured.add(node.module)
     painter.pass_statistics(node.module, channels, dim - rank)
@@ -106,7 +106,7 @@ def _note(painter: Painter, node: Node, channels: Tensor, dims: list[int], dim: 
         painter.pass_width(node.module, channels, dim=dims.index(dim))
 
 
-# What a statistic goes through on its way back, and stays one.
+# Operations whose result is still the statistic, up to its scale, shift, power or shape.
 _ON_THE_WAY = (
     *COPIES, *TURNS, *VIEWS,
     *names("expand squeeze pow sqrt sqrt_ rsqrt rsqrt_ reciprocal clamp clamp_ clamp_min clamp_min_"
@@ -115,13 +115,16 @@ _ON_THE_WAY = (
 _DIVIDES = names("div div_")
 _RESCALES = (*_DIVIDES, *names("mul mul_"))
 _CENTRES = names("sub sub_ rsub")
-LOST = "a mean over its channels is no norm's own, and would change with their number"
+LOST = (
+    "a mean or variance over its channels is used for something other than normalising them, "
+    "and would change with their number"
+)
 
 
 def carry(painter: Painter, node: Node) -> None:
-    """Let statistics go on through an operation, or come back; keep channels whole if one is lost.
+    """Follow statistics through an operation; other uses than normalising keep channels whole.
 
-    Called when the operation's result has been painted.
+    Called after the operation's result has been painted.
     """
     came = {
         index: painted.statistic

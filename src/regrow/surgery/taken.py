@@ -1,4 +1,4 @@
-"""Arguments of surgery: a network, its cut, and inputs by names that its own code knows."""
+"""Checks of surgery's arguments: a network, a mask, a trace, examples and names of inputs."""
 
 import inspect
 from collections.abc import Collection, Mapping
@@ -45,7 +45,7 @@ class CallSignature:
 
 
 def check_network(network: object) -> None:
-    """Raise a ``ConfigError`` if something is no network."""
+    """Raise a ``ConfigError`` if the argument is not a network."""
     if not isinstance(network, nn.Module):
         text = f"regrow.ModelOrigin({network!r}).build()" if isinstance(network, str) else "Net()"
         got = f"the class {network.__name__}" if isinstance(network, type) else short(network)
@@ -53,7 +53,7 @@ def check_network(network: object) -> None:
 
 
 def check_cut(network: object, mask: object, trace: object) -> None:
-    """Raise a ``ConfigError`` if something is no network, no mask over one, or no trace of one."""
+    """Raise a ``ConfigError`` if the arguments are not a network, a mask and a trace."""
     check_network(network)
     made = "regrow.Mask(unit='channel', kept={GROUP: BOOLEANS}), or by regrow.select"
     check_kind(mask, Mask, f"The second argument must be a mask, made by {made}")
@@ -61,7 +61,7 @@ def check_cut(network: object, mask: object, trace: object) -> None:
 
 
 def check_keep(keep: Any, network: nn.Module | None = None) -> None:
-    """Raise an error if the modules to keep whole are no list of names, or none of a network's."""
+    """Raise an error if ``keep`` is not a list of names of modules (of ``network``, if given)."""
     listed = isinstance(keep, Collection) and not isinstance(keep, str | bytes)
     if not (listed and all(isinstance(name, str) for name in keep)):
         raise ConfigError(
@@ -74,14 +74,14 @@ def check_keep(keep: Any, network: nn.Module | None = None) -> None:
 
 
 def example_of(example: Any) -> Any:
-    """Return an example itself, of its text too; what can be none is a ``ConfigError``."""
+    """Return the example, built from its text if it is one; invalid ones are a ``ConfigError``."""
     if isinstance(example, str | Inputs):
         return inputs_of(example).example()
     is_sizes = isinstance(example, list | tuple) and all(is_int(size) for size in example)
     array = not torch.is_tensor(example) and hasattr(example, "__array__")
     single = example is None or isinstance(example, bool | int | float | complex | bytes | type)
     if single or array or (is_sizes and any(size < 1 for size in example[1:])):
-        of_array = " Of an array: torch.from_numpy(array)." if array else ""
+        of_array = " Convert an array by torch.from_numpy(array)." if array else ""
         raise ConfigError(
             "An example must be a tensor or its shape, such as (1, 3, 224, 224), or several "
             f"inputs as a list, or by name as a mapping. Got {short(example)}.{of_array}"
@@ -90,25 +90,25 @@ def example_of(example: Any) -> Any:
 
 
 def batch_hint(network: nn.Module, example: Any) -> str:
-    """Offer the inputs as batches of one, where a network takes these and failed without."""
+    """Return a hint to add a batch dimension, if the network runs on batches of one; else ""."""
     try:
         given = inputs_of(example).inputs
         batches = Inputs(tuple(replace(one, shape=(1, *one.shape)) for one in given))
         with evaluating(network), torch.no_grad():
             call(network, batches.example())
-    except Exception:  # whatever its own code raises: it does not take them
+    except Exception:  # whatever the network's own code raises
         return ""
     return f" The first number is the size of the batch: do you mean {batches}?"
 
 
 def check_names(network: nn.Module, example: Any) -> None:
-    """Refuse inputs by a name that a network does not know: it fails on them, or overlooks them.
+    """Refuse inputs whose names a network does not know: it would fail on them, or ignore them.
 
-    Where ``forward`` has ``**kwargs``, an input that it does not name is right if something reads
-    it: the network runs once to see.
+    If ``forward`` has ``**kwargs``, an input that it does not name is accepted if an operation
+    reads it; the network runs once to find out.
 
     Raises:
-        TraceError: naming the nearest names.
+        TraceError: a name is unknown; the message suggests similar ones.
     """
     given = example.kwargs if isinstance(example, Arguments) else example
     if not isinstance(given, Mapping):
@@ -120,7 +120,7 @@ def check_names(network: nn.Module, example: Any) -> None:
     overlooked = _unread(network, example, given) if taken.others else strangers
     for name in strangers:
         if name in overlooked:
-            others = f"; by **kwargs it takes {name!r} too, and nothing reads it"
+            others = f"; its **kwargs accept {name!r} too, but nothing reads it"
             raise TraceError(
                 f"{unknown('input', name, taken.names)} These are the inputs that "
                 f"{type(network).__name__}.forward names{others if taken.others else ''}."
@@ -128,7 +128,7 @@ def check_names(network: nn.Module, example: Any) -> None:
 
 
 def _unread(network: nn.Module, example: Any, given: Mapping[str, Any]) -> set[str]:
-    """Name the inputs that no operation reads, be it that the network fails before."""
+    """Return the names of inputs that no operation reads, even because the network fails before."""
     watch = _InputReads({name: tree_leaves(value) for name, value in given.items()})
     with evaluating(network), torch.no_grad(), watch, suppress(Exception):
         call(network, example)
@@ -136,7 +136,7 @@ def _unread(network: nn.Module, example: Any, given: Mapping[str, Any]) -> set[s
 
 
 class _InputReads(OperationMode):
-    """Note which inputs operations read."""
+    """Records which inputs operations read."""
 
     def __init__(self, inputs: Mapping[str, list[Any]]) -> None:
         super().__init__()

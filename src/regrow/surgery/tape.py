@@ -1,4 +1,4 @@
-"""Record what a network does with one example: every ATen operation, its values and its owner."""
+"""Record a network's run on one example: every ATen operation, its tensors and its module."""
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,20 +21,20 @@ from regrow.surgery.operators import CHOICES, MADE_ANEW
 
 @runtime_checkable
 class Narrows(Protocol):
-    """A module that moves channels itself, and can follow a cut of what enters and leaves it."""
+    """A module that moves channels itself, and can adapt to a cut of its inputs and outputs."""
 
     def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
-        """Adapt to the channels (positions before the cut) that still come in and go out."""
+        """Adapt to the kept input and output channels, given as positions before the cut."""
 
 
 def narrows(module: nn.Module) -> bool:
-    """Tell whether a module ``Narrows``; it is asked of all, of which ``isinstance`` is slow."""
+    """Return whether a module is a ``Narrows``; ``isinstance`` would be slow on all modules."""
     return callable(getattr(type(module), "narrow_", None))
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A value of the tape, standing in an operation's arguments."""
+    """A reference to a value of the tape, in an operation's arguments."""
 
     index: int
 
@@ -52,11 +52,11 @@ class Node:
 
     @property
     def in_place(self) -> bool:
-        """Tell whether the first argument is overwritten."""
+        """True if the first argument is overwritten."""
         return self.name.endswith("_")
 
     def refs(self) -> list[int]:
-        """Return the indices of the values that go in."""
+        """Return the indices of the input values."""
         return self._taken
 
     @cached_property
@@ -74,36 +74,36 @@ def _refs(arguments: Sequence[Any]) -> Iterator[int]:
 
 @dataclass(kw_only=True)
 class Tape:
-    """The recorded operations and the tensors they passed, indexed by value.
+    """The recorded operations and their tensors, indexed by value.
 
-    What depends on the input is kept without its numbers (on the device ``meta``): no rule may ask
-    for them, and the memory of all activations is many times that of the network.
+    Tensors that depend on the input are stored without data (on the device ``meta``): no rule may
+    use their values, and all activations together take many times the memory of the network.
     """
 
     nodes: list[Node] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    storages: list[int] = field(default_factory=list)  # by value, the number of its memory
+    storages: list[int] = field(default_factory=list)  # by value, the number of its storage
     names: dict[int, str] = field(default_factory=dict)  # value -> parameter or buffer name
     parameters: set[int] = field(default_factory=set)  # values that are parameters
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     movers: list[tuple[str, int, int]] = field(default_factory=list)  # module, value in, value out
-    # Modules that were told a number of channels -> the attribute that holds it.
+    # Modules that hold a number of channels or groups -> the attribute that holds it.
     normalisers: dict[str, str] = field(default_factory=dict)
-    numbers: dict[str, frozenset[int]] = field(default_factory=dict)  # that modules hold
-    compiled: frozenset[str] = frozenset()  # modules whose code is torch.jit's and not Python's
+    numbers: dict[str, frozenset[int]] = field(default_factory=dict)  # by module, those it holds
+    compiled: frozenset[str] = frozenset()  # modules that torch.jit compiled
     _sharing: dict[int, list[int]] = field(default_factory=dict)
     _choices: dict[int, list[Node]] = field(default_factory=dict)
 
     def aliases(self, index: int) -> list[int]:
-        """Return the values that lie in the same memory as one, itself included."""
+        """Return the values that share memory with one, itself included."""
         if not self._sharing:
             for i, number in enumerate(self.storages):
                 self._sharing.setdefault(number, []).append(i)
         return self._sharing[self.storages[index]]
 
     def choices(self, ref: Ref) -> Sequence[Node]:
-        """Return the operations that choose places of a value by number, in order."""
+        """Return the operations that select positions of a value by number, in order."""
         if not self._choices:
             for node in self.nodes:
                 if node.name in CHOICES:
@@ -111,7 +111,7 @@ class Tape:
         return self._choices[ref.index]
 
     def output_shapes(self) -> tuple[tuple[int, ...], ...] | None:
-        """Return the shapes of what the network returned; None if its data decides some of them."""
+        """Return the shapes of the outputs; None if some of them depend on the data."""
         if any(self._chooses_by_data(node) for node in self.nodes):
             return None
         return tuple(tuple(self.values[index].shape) for index in self.outputs)
@@ -134,31 +134,31 @@ _CHOSEN_BY_DATA = (
 
 
 MOST_OF_ERROR = 300  # characters of an error of the network's own code that are quoted
-RECURRENT = "torch.nn.RNNBase"  # a recurrent layer, in place of its operations
+RECURRENT = "torch.nn.RNNBase"  # name of a recurrent layer, recorded in place of its operations
 
 
 class _TapeRecorder(OperationMode):
-    """Write each operation to a tape. Tensors are told by identity, while they are alive."""
+    """Writes each operation to a tape. Tensors are identified by ``id`` while they are alive."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
         self.stack: list[str] = [""]
-        self.muted = False  # within what is recorded as one operation
+        self.muted = False  # inside a layer that is recorded as one operation
         self._index: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._data: set[int] = set()  # values that depend on the input
-        # While it is referred to, even weakly, a storage's address is given to no other.
+        # A weak reference keeps a storage's address from being reused.
         self._memory: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def value(self, tensor: Tensor) -> int:
-        """Return the index of a tensor's current value, entering it when it is new."""
+        """Return the index of a tensor's current value, adding it if it is new."""
         known = self._index.get(id(tensor))
         if known is None or known[0]() is not tensor:
             return self.enter(tensor)
         return known[1]
 
     def enter(self, tensor: Tensor, *, data: bool = False) -> int:
-        """Give a tensor's current value an index; of ``data`` keep no numbers."""
+        """Add a tensor's current value and return its index; ``data`` is stored without numbers."""
         index = len(self.tape.values)
         self.tape.values.append(_without_numbers(tensor) if data else tensor)
         self.tape.storages.append(self._number(tensor))
@@ -170,7 +170,7 @@ class _TapeRecorder(OperationMode):
     def _number(self, tensor: Tensor) -> int:
         try:
             storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):  # sparse tensors, for one, have none
+        except (NotImplementedError, RuntimeError):  # sparse tensors, for example, have none
             return -len(self.tape.values) - 1
         known = self._memory.get(storage._cdata)
         if known is None:
@@ -232,7 +232,7 @@ def _without_numbers(tensor: Tensor) -> Tensor:
 
 
 class Arguments(NamedTuple):
-    """Arguments of a network by position and by name; a tree, whose leaves may be mapped."""
+    """Positional and keyword arguments of a network; a pytree, so its leaves can be mapped."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -241,8 +241,8 @@ class Arguments(NamedTuple):
 def call(model: nn.Module, example: Any) -> Any:
     """Call a network on one input, a list or tuple of inputs, or a mapping of inputs by name.
 
-    A network whose one input is a list takes ``([...],)``; ``Arguments`` hold both sorts. Attention
-    runs as its code says, and not in one operation that hides what it does.
+    Give ``([...],)`` if the only input is a list; ``Arguments`` hold positional and keyword inputs.
+    PyTorch's fast path for attention is disabled, because it hides the operations inside.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -257,11 +257,10 @@ def call(model: nn.Module, example: Any) -> Any:
 
 
 def leaves(output: Any) -> list[tuple[str, Any]]:
-    """List what a network returned: tensors and plain values, each with where it was found.
+    """List the tensors and plain values that a network returned, each with its path in the output.
 
-    Looked into are containers, dataclasses, and objects for the tensors they hold. Passed over are
-    objects without tensors, and caches (any class named so, as ``DynamicCache``): what a network
-    remembers for its next call changes its width with the network.
+    Containers and dataclasses are searched, and other objects for tensors only. Caches (classes
+    whose name ends so, such as ``DynamicCache``) are skipped: their width changes with the network.
     """
     return list(_found(output, "", set()))
 
@@ -295,7 +294,7 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 
 class Unrecorded(TraceError):
-    """A network failed while it was recorded, after so many operations."""
+    """A network failed while it was recorded, after ``reached`` operations."""
 
     def __init__(self, message: str, *, reached: int) -> None:
         super().__init__(message)
@@ -329,10 +328,10 @@ def record(model: nn.Module, example: Any) -> Tape:
 
 
 def rerun(copy: nn.Module, example: Any, *, told: Collection[str] = ()) -> Tape:
-    """Run a copy that nobody needs afterwards, and return its tape without names of tensors.
+    """Run a copy that is discarded afterwards, and return its tape without names of tensors.
 
-    Of its modules the operations name only those that are ``told``: to ask every module when it
-    begins and ends takes as long as the operations of many a network.
+    Operations record their module only if it is in ``told``, or a recurrent layer: hooks on every
+    module would take as long as the operations of many networks.
     """
     recorder = _TapeRecorder(Tape())
     modules = copy.named_modules()
@@ -355,8 +354,8 @@ def _run(
         what = f"an example of shape {shapes}" if shapes else "an example without a tensor"
         raise Unrecorded(
             f"The network fails on {what}{where}: {worded(error)}. "
-            "Give an example input that the network takes; its first dimension counts samples, of "
-            "which one is run.",
+            "Give an example input that the network accepts; its first dimension counts samples, "
+            "of which one is run.",
             reached=len(recorder.tape.nodes),
         ) from error
     recorder.tape.outputs += [recorder.value(tensor) for tensor in output_tensors(output)]
@@ -369,7 +368,7 @@ def _run(
 
 
 def worded(error: BaseException) -> str:
-    """Word an error of a network's own code, briefly."""
+    """Return the message of an error in a network's own code, shortened."""
     text = str(error).strip() or type(error).__name__
     return text if len(text) <= MOST_OF_ERROR else f"{text[:MOST_OF_ERROR]} ..."
 
@@ -399,9 +398,9 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Give each buffer back what it held: observers of a quantisation write in evaluation too.
+    """Restore all buffers afterwards: observers of quantisation write to them in evaluation too.
 
-    Caches are empty meanwhile, so that what fills them is done in sight.
+    Caches are empty meanwhile, so that the operations that fill them are recorded.
     """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
@@ -438,13 +437,13 @@ _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def _is_recurrent(module: nn.Module, args: tuple[Any, ...]) -> bool:
-    """Tell whether a layer is one of PyTorch's own recurrent ones, at work on plain sequences."""
+    """Return whether a layer is one of PyTorch's recurrent layers, and its input a plain tensor."""
     return type(module) in _RECURRENT and bool(args) and isinstance(args[0], Tensor)
 
 
 @contextmanager
 def _owners(modules: Mapping[str, nn.Module], recorder: _TapeRecorder) -> Iterator[None]:
-    """Keep the recorder's stack of running modules, and note what passes through movers."""
+    """Maintain the recorder's stack of running modules, and record what passes through movers."""
 
     def entering(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -469,7 +468,7 @@ def _owners(modules: Mapping[str, nn.Module], recorder: _TapeRecorder) -> Iterat
     handles = []
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
-            continue  # which takes no hooks, and runs nothing of Python's
+            continue  # it takes no hooks, and runs no Python code
         handles.append(module.register_forward_pre_hook(entering(name)))
         after = leaving(name, moves=narrows(module))
         handles.append(module.register_forward_hook(after))

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import regrow.surgery.attention
 import regrow.surgery.lookup
 import regrow.surgery.recurrent
-import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
+import regrow.surgery.views  # noqa: F401  (imported to register their rules)
 from regrow.core.validation import check_kind
 from regrow.errors import TraceError
 from regrow.surgery.assumptions import Assumptions, Followed
@@ -53,8 +53,8 @@ def trace(
         keep: names of modules (or prefixes of names) whose output channels must not be pruned.
 
     Raises:
-        TraceError: the network fails on the example, a layer has no units, or ``keep`` no module.
-        ConfigError: an argument is of another kind.
+        TraceError: the network fails on the example, a layer has no units, or ``keep`` is unknown.
+        ConfigError: an argument has the wrong type.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     >>> [(g.name, g.kind, g.size) for g in trace(net, (1, 3, 8, 8)).groups.values()]
@@ -110,14 +110,14 @@ def _painter(tape: Tape, assumed: Assumptions, movers: frozenset[str]) -> Painte
 
 
 def _unite_counted(model: nn.Module, painter: Painter, places: Collection[Attribute]) -> None:
-    """Let all go together that a number of some attributes may count."""
+    """Unite all channels that a number may count, for the numbers of some attributes."""
     for number in numbers(model, painter, painter.colours.classes()):
         for counted in number.counted if number.place in places else ():
             painter.unite(number.counted[-1], counted)
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
-    """Keep whole what was asked for, and what a network's code counts."""
+    """Keep whole the modules in ``keep``, and the weights in ``counted``."""
     for mark in painter.marks:
         if mark.role in ("producer", "norm") and any(belongs(mark.tensor, m) for m in keep):
             painter.colours.freeze(mark.ids, "asked to be kept")
@@ -126,7 +126,7 @@ def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -
 
 
 def _trains(model: nn.Module, found: Trace) -> bool:
-    """Tell whether a network runs in training on nothing but inputs: many want targets there."""
+    """Return whether a network runs in training mode on inputs alone: many need targets there."""
     try:
         train(model, found)
     except Exception:
@@ -135,7 +135,7 @@ def _trains(model: nn.Module, found: Trace) -> bool:
 
 
 def _recorded(model: nn.Module, sample: Any, example: Any) -> Tape:
-    """Run a network on one sample; where it fails, say whether ``example`` lacks its batch."""
+    """Record a network on one sample; if it fails, hint that ``example`` may lack a batch."""
     try:
         return record(model, tree_map(copied, sample))
     except Unrecorded as error:
@@ -144,7 +144,7 @@ def _recorded(model: nn.Module, sample: Any, example: Any) -> Tape:
 
 
 def _sample(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) -> Any:
-    """Return inputs for one example, where the network's parameters are and in their type."""
+    """Return inputs for one example, on the device and in the type of the network's parameters."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     example = example_of(example)
     several = isinstance(example, list | tuple)
@@ -168,7 +168,7 @@ def _sample(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) ->
 
 
 def _are_samples(example: Any) -> bool:
-    """Tell whether all tensors are inputs themselves, each with as many samples."""
+    """Return whether all tensors are inputs themselves, with equal numbers of samples."""
     inputs: list[Any] = [example]
     if isinstance(example, Arguments):
         inputs = [*example.args, *example.kwargs.values()]
@@ -186,14 +186,14 @@ _PRODUCERS = {"aten::convolution", "aten::_convolution", "aten::addmm", "aten::m
 
 
 def _coupled(model: nn.Module) -> frozenset[str]:
-    """Name the weights of PyTorch's own attention, whose code counts heads by what comes in."""
+    """Return the weights of PyTorch's attention, whose code derives heads from the input width."""
     attentions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
     weights = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     return frozenset(f"{name}.{weight}".lstrip(".") for name, _ in attentions for weight in weights)
 
 
 def _candidate_views(tape: Tape) -> frozenset[str]:
-    """Name the norms that read a shared stream rather than one producer's own output."""
+    """Return the norms that read a shared stream rather than one producer's own output."""
     users: Counter[int] = Counter()
     makers: dict[int, Node] = {}
     for node in tape.nodes:
@@ -204,7 +204,7 @@ def _candidate_views(tape: Tape) -> frozenset[str]:
         if node.name in BATCH_NORMS:
             source = node.args[0].index
             while users[source] == 1 and source in makers and makers[source].name in _LAID_OUT:
-                source = makers[source].refs()[0]  # a linear layer's tokens, as one batch
+                source = makers[source].refs()[0]  # a linear layer's output, laid out as one batch
             alone = users[source] == 1 and source in makers and makers[source].name in _PRODUCERS
             if not alone:
                 views.add(node.module)
@@ -212,7 +212,7 @@ def _candidate_views(tape: Tape) -> frozenset[str]:
 
 
 def _needless_views(painter: Painter, classes: Classes) -> frozenset[str]:
-    """Name the views that alone read what one producer makes: to cut them is to cut that one."""
+    """Return the views that are the only reader of one producer: cutting either is the same."""
     num_readers = torch.zeros_like(classes.root)
     num_producers = torch.zeros_like(classes.root)
     streams = {name: classes.above[classes.root[ids]] for name, ids in painter.opened.items()}
@@ -234,7 +234,7 @@ def _needless_views(painter: Painter, classes: Classes) -> frozenset[str]:
 def _assemble(
     model: nn.Module, painter: Painter, classes: Classes, sample: Any
 ) -> tuple[Trace, "_Numbering"]:
-    """Gather classes of colours into groups, and everything they touch into slots."""
+    """Collect classes of colours into groups, and their positions in tensors into slots."""
     owners = _owners(painter)
     frozen = {}
     for tensor, _, ids in owners:
@@ -282,9 +282,9 @@ def _assemble(
 
 
 def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
-    """List what gives colours, in order of computation: producers and norms that open views.
+    """List what makes colours, in order of computation: producers, and norms that open views.
 
-    Each as the tensor (or norm), the name of the group that it may give, and its colours.
+    Each entry is the tensor (or norm), the name of the group that it may form, and its colours.
     """
     order = [
         (mark.tensor, mark.tensor.removesuffix(".weight"), mark.ids)
@@ -294,7 +294,7 @@ def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
     order += [(norm, norm, ids) for norm, ids in painter.opened.items()]
     for tensor, _, ids in order:
         if not ids.numel():
-            raise TraceError(f"The layer of {tensor!r} has no units at all: give it some.")
+            raise TraceError(f"The layer of {tensor!r} has no units: give it at least one.")
     return sorted(order, key=lambda owner: int(owner[2].min()))
 
 
@@ -315,7 +315,7 @@ def _kind(painter: Painter, owners: Sequence[str], *, has_heads: bool, is_added:
 
 @dataclass(frozen=True)
 class _Numbering:
-    """Groups and units by number; producers that share a class are in one group."""
+    """Numbers of groups, and of units in them; producers that share a class are in one group."""
 
     classes: Classes
     group: Tensor  # [colours] -> group, -1 where there is none
@@ -337,7 +337,7 @@ class _Numbering:
             met = [g for g in torch.unique(group[roots]).tolist() if g >= 0]
             home = min(met, default=number)
             for level in met[1:]:
-                # Two groups are one after all: its units come after those of the first.
+                # Two groups turn out to be one: append the units of the second to the first.
                 moved = group == level
                 unit[moved] += int((group == home).sum())
                 group[moved] = home
@@ -350,19 +350,19 @@ class _Numbering:
         return cls(classes, group, unit, names, sizes)
 
     def levels(self, ids: Tensor) -> Mapping[int, Tensor]:
-        """Write colours along a dimension as units: of their own groups and of those above."""
-        key = ids.numpy().tobytes()  # many tensors share their colours: a norm's four, its reader
+        """Convert colours along a dimension to units: of their own groups and of those above."""
+        key = ids.numpy().tobytes()  # many tensors share their colours, such as a norm's four
         if key not in self._known:
             self._known[key] = self._levels(ids)
         return self._known[key]
 
     def likeness(self, painter: Painter) -> Likeness:
-        """Prepare to tell whether smaller networks do what this one does."""
+        """Return the record with which smaller networks are compared."""
         groups = {names[0]: number for number, names in self.owners.items()}
         return Likeness(painter, self.classes, self.group, self.unit, groups)
 
     def named(self, ids: Tensor) -> Mapping[str, Tensor]:
-        """Write colours as units, by the names of their groups."""
+        """Convert colours to units, by name of group."""
         return {self.owners[group][0]: units for group, units in self.levels(ids).items()}
 
     def _levels(self, ids: Tensor) -> dict[int, Tensor]:
@@ -383,5 +383,5 @@ class _Numbering:
 
 
 def _first_places(values: Tensor) -> Tensor:
-    """Drop repetitions, in order of first appearance."""
+    """Drop duplicates, in order of first appearance."""
     return torch.tensor(list(dict.fromkeys(values.tolist())), dtype=torch.long)

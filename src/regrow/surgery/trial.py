@@ -1,13 +1,14 @@
-"""Try what a trace found: whether a network runs, and computes what it should, with fewer units.
+"""Trials of a trace: whether a network runs, and computes what it should, with fewer units.
 
-No operation shows that code counts on a width: a view to a number that stands in it, an attribute
-that was read when the layer was built, a layer that runs in training only. All groups are cut at
-once, to numbers that fit nothing else, and what the smaller network does is compared with what the
-network did (``likeness``). Where it does other things than take other numbers, values decide: its
-output against that of the network in which those units are silent, both in a redrawn copy
-(``alive``); where rounding hides what they say, the cut is not taken for right. Only if that fails,
-halves of the groups are cut, down to those at fault. A network that does something else when it
-runs again uncut cannot be judged, and a proof refuses it.
+Code may depend on a width in ways that no operation shows: a view to a hard-coded size, an
+attribute that was set when the layer was built, a layer that runs in training only. All groups are
+cut at once, to sizes that match nothing else, and the operations of the smaller network are
+compared with those of the network (``likeness``). Another constant in arithmetic on data is an
+error. If operations, operands or sizes differ, values decide: its output is compared with that of
+the network with these units silenced, both in a copy with redrawn parameters (``alive``); if
+rounding hides the answer, the cut counts as wrong. Only if the trial fails are halves of the groups
+cut, down to those at fault. A network that does something else when it runs again uncut cannot be
+judged, and a proof refuses it.
 """
 
 from __future__ import annotations
@@ -41,27 +42,27 @@ from regrow.surgery.mask import Mask
 from regrow.surgery.proof import compare, inputs_like, is_steady
 from regrow.surgery.tape import Unrecorded, rerun
 
-MANY = 128  # units, of which less than half are enough
-DIFFERENT = 16  # numbers that groups of one size are cut to, where there are as many groups
+MANY = 128  # size of a group from which on over a quarter of its units suffices, else over half
+DIFFERENT = 16  # how many sizes are considered for groups of one size
 LONGEST = 160  # characters of an error that are quoted
 
 
 class Tried:
-    """The network that is tried, and its redrawn copy with inputs: for all trials, if any."""
+    """The network that is tried, with its redrawn copy and inputs, made once if needed."""
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
         self.names = {name for name, _ in model.named_modules()}
         self._example = example
         self._living: tuple[nn.Module, list[Any]] | None = None
-        self.again: tuple[Unlike | None] | None = None  # what it does when it runs again, if tried
+        self.again: tuple[Unlike | None] | None = None  # its difference when run again, if tried
         self._steady: bool | None = None
 
     def living(self) -> tuple[nn.Module, list[Any]]:
         """Return a redrawn copy, and inputs like the example.
 
-        Several, as one batch: where the first dimension counts places instead of samples, attention
-        that sees a single one has nothing to choose from.
+        Several inputs, as one batch: if the first dimension counts positions instead of samples,
+        attention over a single position would be trivial.
         """
         if self._living is None:
             inputs = inputs_like(self.model, self._example)
@@ -69,7 +70,7 @@ class Tried:
         return self._living
 
     def steady(self) -> bool:
-        """Tell whether rounding hardly moves the redrawn copy's output; measured once."""
+        """Return whether rounding hardly changes the redrawn copy's output; measured once."""
         if self._steady is None:
             live, inputs = self.living()
             self._steady = is_steady(live, inputs[0])
@@ -78,11 +79,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A fault of a smaller network; without words where none could be made."""
+    """A fault of a smaller network; ``how`` is empty if no smaller network could be made."""
 
     how: str
-    unlike: Unlike | None = None  # the number at fault, if it is one
-    reached: int = 0  # operations that were right before it, as far as is known
+    unlike: Unlike | None = None  # the constant at fault, if it is one
+    reached: int = 0  # number of correct operations before it, as far as is known
 
     @property
     def known(self) -> bool:
@@ -92,22 +93,22 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Trials:
-    """Cuts of one network, tried on one example, by any trace of one painting of it."""
+    """Trials of cuts of one network on one example, for all traces made from one painting."""
 
     tried: Tried
     likeness: Likeness
-    halved: bool = False  # each group is cut to half, where numbers that code compares may meet
+    halved: bool = False  # cut each group to half, where numbers that code compares may coincide
 
     def wrong(self, trace: Trace, names: Collection[str] | None = None) -> Wrong | None:
-        """Say what is wrong when groups of a trace (some, or all) lose units, if anything is."""
+        """Return what is wrong when groups of a trace (all, or ``names``) lose units, or None."""
         return self._wrong(trace, _several(trace, names))
 
     def refused(self, trace: Trace, names: Collection[str] | None = None) -> dict[str, str]:
-        """Return the groups (of some, or all) that cannot lose units, with what breaks then.
+        """Return the groups (of all, or of ``names``) that cannot lose units, with what breaks.
 
-        Those that cannot alone; if there are none, the least set of groups that cannot together.
+        These are the ones that fail alone; if there are none, a minimal set that fails together.
         """
-        # Groups of a kind are often at fault together, and halves should part them from others.
+        # Groups of one kind often fail together, so halving should separate them from others.
         groups = tuple(sorted(_several(trace, names), key=lambda group: group.kind))
 
         @cache
@@ -126,11 +127,11 @@ class Trials:
         return replace(self, halved=True)
 
     def _wrong(self, trace: Trace, groups: Sequence[Group]) -> Wrong | None:
-        """Say what is wrong when groups are cut."""
+        """Return what is wrong when groups are cut, or None."""
         sizes = [group.size for group in groups]
         nums = [(size + 1) // 2 for size in sizes] if self.halved else apart(sizes)
         kept = {g.name: _chosen(g.size, num) for g, num in zip(groups, nums, strict=True)}
-        # The first units, for which no tensor has to be copied; some of all places; and others.
+        # Keep the first units, so that no tensor is copied; evenly spread ones; or others.
         ways = range(3) if all(map(_is_everywhere, groups)) else (1, 2, 0)
         masks = [Mask(unit="channel", kept={n: k[way] for n, k in kept.items()}) for way in ways]
         made = _smaller(self.tried.model, masks, trace)
@@ -150,7 +151,7 @@ class Trials:
             return Wrong(f"does not run: {error.__cause__ or error}", reached=reached)
         try:
             if trace.idle:
-                train(small, trace)  # where layers may read what was cut that run there only
+                train(small, trace)  # layers that run only there may read what was cut
         except Exception as error:
             return Wrong(f"does not run in training: {error}")
         breaks = wrong_output(tuple(tuple(tape.values[i].shape) for i in tape.outputs), trace)
@@ -166,7 +167,7 @@ class Trials:
         return None if off is None else Wrong(off)
 
     def _again(self, trace: Trace) -> Unlike | None:
-        """Say where the whole network does something else when it runs again, if it does."""
+        """Return where the uncut network differs when it runs again, or None."""
         if self.tried.again is None:
             again = rerun(
                 duplicate(self.tried.model, sharing=True), tree_map(copied, trace.example)
@@ -175,15 +176,16 @@ class Trials:
         return self.tried.again[0]
 
     def _added(self, small: nn.Module) -> Collection[str]:
-        """Name the selections that surgery put in."""
+        """Return the names of the selections that surgery inserted."""
         known = self.tried.names
         modules = small.named_modules()
         return {n for n, m in modules if isinstance(m, Select) and n not in known}
 
     def _off(self, masks: Sequence[Mask], trace: Trace) -> str | None:
-        """Say how far off an output is, if it is, or that this cannot be told.
+        """Return how far an output is off, or that this cannot be decided; None if it is right.
 
-        None too if the network does other things when it runs again, or its output is not finite.
+        Also None if the network differs when it runs again, its output is not finite, or each of
+        the masks empties a layer.
         """
         try:
             live, inputs = self.tried.living()
@@ -200,8 +202,8 @@ class Trials:
             if math.isnan(rounded) or self._again(trace) is not None:
                 return None
             return (
-                "takes other numbers or runs other operations; whether it computes the same cannot "
-                f"be told, as rounding moves its output by {rounded:.1g}"
+                "runs other operations or with other numbers; whether it computes the same cannot "
+                f"be told, because rounding changes its output by {rounded:.1g}"
             )
         return f"computes something else, by {compared.error:.1g} of its output"
 
@@ -223,7 +225,7 @@ def _alone(tried: _Tried, names: tuple[str, ...]) -> dict[str, str]:
 def _together(
     tried: _Tried, names: tuple[str, ...], beside: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """Find by halving the least part of some groups that fails, while those beside are cut too."""
+    """Find by halving a minimal subset of groups that fails, while ``beside`` are cut too."""
     if len(names) == 1:
         return names
     first, second = names[: len(names) // 2], names[len(names) // 2 :]
@@ -241,7 +243,7 @@ def _several(trace: Trace, names: Collection[str] | None) -> list[Group]:
 
 
 def _is_everywhere(group: Group) -> bool:
-    """Tell whether all units of a group lie wherever some do, so that it is all one which go."""
+    """Return whether every slot of a group holds all of its units, so that any may be cut."""
     every = {id(slot.units): slot.units for slot in group.slots}
     return all(
         bool((torch.bincount(units[units >= 0], minlength=group.size) > 0).all())
@@ -252,7 +254,7 @@ def _is_everywhere(group: Group) -> bool:
 def _smaller(
     model: nn.Module, masks: Sequence[Mask], trace: Trace
 ) -> tuple[nn.Module, Mask] | None:
-    """Cut a network into parts of its own tensors, by the first mask that empties no layer."""
+    """Cut a network into views of its own tensors, by the first mask that empties no layer."""
     for mask in masks:
         if _empties_nothing(mask, trace):
             small = duplicate(model, sharing=True)
@@ -262,7 +264,7 @@ def _smaller(
 
 
 def _empties_nothing(mask: Mask, trace: Trace) -> bool:
-    """Tell whether something stays of each layer; that nothing does says nothing of any group."""
+    """Return whether a mask leaves something of each layer; otherwise a trial tells nothing."""
     try:
         kept_positions(mask, trace)
     except TraceError:
@@ -271,14 +273,14 @@ def _empties_nothing(mask: Mask, trace: Trace) -> bool:
 
 
 def apart(sizes: Sequence[int]) -> list[int]:
-    """Choose how many units each of several groups keeps: of no two groups as many, if they can.
+    """Choose how many units each of several groups keeps: different numbers, if possible.
 
-    Over half of them, or where they are many over a quarter: a prime number, which no code divides
-    or multiplies to. Groups of the same number would look alike to code that takes one for another.
+    Over half of the units, or over a quarter of many: a prime number, which no code divides, or
+    computes as a product. If numbers were equal, code that confuses two groups would pass.
     """
     taken: Counter[int] = Counter()
     nums = [1] * len(sizes)
-    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):  # few fit small ones
+    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):  # small: few choices
         fitting = _primes_below(sizes[place])
         if fitting:
             nums[place] = min(fitting, key=lambda num: taken[num])
@@ -288,14 +290,14 @@ def apart(sizes: Sequence[int]) -> list[int]:
 
 @cache
 def _primes_below(size: int) -> tuple[int, ...]:
-    """List primes that a group of so many units may be cut to, the least first."""
+    """List primes that a group of ``size`` units may be cut to, the smallest first."""
     least = size // 2 if size < MANY else size // 4
     primes = (n for n in range(least + 1, size) if _is_prime(n) and size % n)
     return tuple(islice(primes, DIFFERENT))
 
 
 def _chosen(size: int, num: int) -> Tensor:
-    """Choose so many units in three ways: the first, spread, and others."""
+    """Choose ``num`` units in three ways: the first ones, evenly spread ones, and others."""
     spread = torch.zeros(size, dtype=torch.bool)
     spread[torch.linspace(0, size - 1, num).round().long()] = True
     return torch.stack([torch.arange(size) < num, spread, spread.flip(0)])

@@ -1,10 +1,11 @@
 """Rules for operations that only move data: they are run on the colours themselves.
 
 A view may divide a dimension: ``[C] -> [parts, heads, channels]``. Each position keeps its colour,
-and an operation that needs all positions along one of the new dimensions unites them there, so that
-what goes is whole parts of the other ones. Operations that choose positions by number (a slice, a
-split) keep them, unless they divide a dimension into equal parts: then the same positions of all
-parts go. In a module that knows how to narrow itself (it has a method ``narrow_``) nothing is kept.
+and an operation that needs all positions along one of the new dimensions unites them, so that they
+are removed together. Operations that select positions by number (a slice, a split) keep the
+dimension whole, unless they divide it into equal parts: then the same positions of all parts are
+removed together. In a module that can narrow itself (with a method ``narrow_``) they keep nothing
+whole.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _move(painter: Painter, node: Node) -> None:
     """Run an operation that only moves data on the colours themselves."""
     data, *rest = node.args
     if any(painter.is_painted(Ref(index)) for index in node.refs()[1:]):
-        painter.unknown(node)  # which data goes where depends on the data
+        painter.unknown(node)  # what is moved where depends on the data
         return
     source = painter.of(data)
     if node.module not in painter.movers and node.name in CHOICES:
@@ -51,9 +52,9 @@ def _move(painter: Painter, node: Node) -> None:
 
 
 def _reshaped(source: Paint, shape: tuple[int, ...]) -> Tensor:
-    """Lay colours out in another shape, one for all where they do not vary within what is merged.
+    """Reshape colours, without expanding dimensions along which they do not vary.
 
-    So a window of a map is cut out without writing down the colour of every place of it.
+    So a window of a map is cut out without storing the colour of each of its positions.
     """
     if 0 in shape:
         return source.full().reshape(shape)
@@ -69,7 +70,7 @@ def _reshaped(source: Paint, shape: tuple[int, ...]) -> Tensor:
 
 
 def _block(own: Sequence[int], new: Sequence[int]) -> tuple[int, int]:
-    """Count the first dimensions of two shapes of one size that hold the same numbers together."""
+    """Count the fewest leading dimensions of two shapes of one size that have equal products."""
     num_own, num_new = min(1, len(own)), min(1, len(new))
     while (size := math.prod(own[:num_own])) != (made := math.prod(new[:num_new])):
         if size < made:
@@ -81,7 +82,7 @@ def _block(own: Sequence[int], new: Sequence[int]) -> tuple[int, int]:
 
 @rule("aten::im2col", "aten::col2im")
 def _slide(painter: Painter, node: Node) -> None:
-    """Lay the places under a window beside each other, channel by channel, or add them up again."""
+    """Unfold the windows of a map, channel by channel, or fold them again."""
     source = painter.of(node.args[0])
     apart = node.name == "aten::im2col"
     channels = source.along(-3 if apart else -2)
@@ -99,11 +100,11 @@ def _slide(painter: Painter, node: Node) -> None:
 
 
 def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
-    """Keep the positions along dimensions in which the operation chooses some by number."""
+    """Keep dimensions whole in which the operation selects positions, or unite equal parts."""
     if node.name in SLICES and painter.shape(node.outputs[0]) == source.shape:
         return source
     if painter.is_idle(node):
-        return source  # it was taken for its shape, say
+        return source  # its result is unused, or only its shape is used
     chosen = _chosen_dims(node, len(source.shape))
     if len(chosen) == 1 and _are_heads_and_others(painter, node, source, chosen[0]):
         return _keep_all_but_heads(painter, node, source, chosen[0])
@@ -147,9 +148,9 @@ def _part(painter: Painter, node: Node, dim: int) -> int | None:
 
 
 def _are_heads_and_others(painter: Painter, node: Node, source: Paint, dim: int) -> bool:
-    """Tell whether choices take the first rows, as many as a number says, and some from the end.
+    """Return whether selections take the first rows, as many as a number says, and some at the end.
 
-    So code takes the queries' heads out of a packed projection, and the key and value all share.
+    This is how code divides a packed projection into query heads and a shared key and value.
     """
     rank = len(source.shape)
     if dim not in source.coloured_dims() or dim == rank - 1:
@@ -170,7 +171,7 @@ def _are_heads_and_others(painter: Painter, node: Node, source: Paint, dim: int)
 
 
 def _counts_from_an_end(painter: Painter, node: Node, left: int) -> bool:
-    """Tell whether rows are taken from the first on, or by their distance from the end."""
+    """Return whether rows are selected from the first on, or by their distance from the end."""
     if node.name in SLICES:
         return (node.args[2] if len(node.args) > 2 else None) in (0, None)
     if node.name == "aten::select":
@@ -183,7 +184,7 @@ def _counts_from_an_end(painter: Painter, node: Node, left: int) -> bool:
 
 
 def _keep_all_but_heads(painter: Painter, node: Node, source: Paint, dim: int) -> Paint:
-    """Unite what lies within the heads, and keep the rows whole that all share."""
+    """Unite the colours within each head, and keep the rows whole that all heads share."""
     source = painter.level(source, [d for d in source.coloured_dims() if d != dim])
     ids = source.along(dim)
     assert ids is not None
@@ -195,9 +196,10 @@ def _keep_all_but_heads(painter: Painter, node: Node, source: Paint, dim: int) -
 
 
 def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, why: str) -> bool:
-    """Let parts of unequal sizes be cut of which the module that divides holds the numbers.
+    """Allow cuts in parts of unequal sizes, if the module that divides holds these sizes.
 
-    What one number counts in several places goes together; a trial tells whether it counts them.
+    All that one number counts is removed together; a trial decides whether it counts them. Return
+    False if the module does not hold the sizes.
     """
     channels = source.along(dim)
     held = painter.tape.numbers.get(node.module, ())
@@ -213,7 +215,7 @@ def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, wh
     others = [part for part in parts if len(part) not in held]
     if len(others) == len(parts):
         return False
-    rest = len(others) == 1 and len(channels) in held  # what is left of a number that is held
+    rest = len(others) == 1 and len(channels) in held  # one part is the rest of a number held
     for part in parts:
         if rest and part is others[0]:
             continue
@@ -225,7 +227,7 @@ def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, wh
 
 
 def _are_products(painter: Painter, node: Node, dim: int, held: Collection[int]) -> bool:
-    """Tell whether each part that slices make is as wide as two numbers multiply to: heads."""
+    """Return whether each part that slices make is as wide as a product of two numbers held."""
     data = node.args[0]
     total = painter.shape(data.index)[dim]
     edges = {0, total}
@@ -239,7 +241,7 @@ def _are_products(painter: Painter, node: Node, dim: int, held: Collection[int])
 
 
 def _only_edge(painter: Painter, node: Node, dim: int) -> int | None:
-    """Return where slices divide a dimension in two, if their code counts that from its start."""
+    """Return where slices divide a dimension in two, if that is counted from its start."""
     shape = painter.shape(node.args[0].index)
     edges = set()
     for other in painter.tape.choices(node.args[0]):
@@ -256,7 +258,7 @@ def _only_edge(painter: Painter, node: Node, dim: int) -> int | None:
 
 
 def _edges(node: Node, length: int, total: int) -> tuple[int, ...]:
-    """Return where a slice begins and ends; all places if it leaves some out in between."""
+    """Return where a slice begins and ends; all positions if it has a step."""
     start = int(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else 0
     if node.name == "aten::slice" and len(node.args) > 4 and node.args[4] != 1:
         return tuple(range(total + 1))
@@ -265,7 +267,7 @@ def _edges(node: Node, length: int, total: int) -> tuple[int, ...]:
 
 
 def _chosen_dims(node: Node, rank: int) -> Sequence[int]:
-    """Return the dimensions along which an operation chooses positions by number."""
+    """Return the dimensions along which an operation selects positions by number."""
     name = node.name.removeprefix("aten::")
     if name == "index":
         return [d for d, index in enumerate(node.args[1]) if index is not None]

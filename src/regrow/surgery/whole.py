@@ -1,4 +1,4 @@
-"""Reasons why a trace keeps things whole: each parameter has a group or a reason."""
+"""The layers and parameters that a trace keeps whole, each with the reason why."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,10 +10,10 @@ from regrow.surgery.groups import belongs
 from regrow.surgery.painter import Painter
 from regrow.surgery.tape import Tape, narrows
 
-COMPILED = "torch.jit compiled it, and its code cannot be cut: trace the network it was made of"
+COMPILED = "torch.jit compiled it, and compiled code cannot be cut: trace the original network"
 IDLE = "it took no part when the network ran on the example"
 NUMBER = "it is one number, which belongs to no channel"
-ENTERED = "what enters it is kept whole"
+ENTERED = "its input is kept whole"
 UNMADE = "no layer makes the channels that it belongs to"
 PARAMETRIZED = ".parametrizations."
 
@@ -26,12 +26,12 @@ def whole_layers(
     owners: Mapping[str, str],
     is_producer: Mapping[str, bool],
 ) -> dict[str, str]:
-    """Return what is kept whole, with why, by layer or by parameter (see ``Trace``).
+    """Return the layers and parameters that are kept whole, with reasons (see ``Trace``).
 
     Args:
-        model, painter, classes: the network, how it was painted, and what became of the colours.
-        owners: producers and norms with views that are whole, at least in part, with why.
-        held: tensors in slots of groups -> whether they are producers there.
+        model, painter, classes: the network, its painter, and the final classes of the colours.
+        owners: producers, and norms with views, that are at least partly whole -> the reason.
+        is_producer: tensors in slots of groups -> whether they are producers there.
     """
     reasons, hooked = dict(owners), behind_hooks(model)
     for name in _left_over(model, painter.tape):
@@ -62,7 +62,7 @@ def whole_layers(
 
 
 def _inside_another(name: str, whole: Mapping[str, str]) -> bool:
-    """Tell whether a layer that is kept whole has this inside: the buffers of its observers."""
+    """Return whether an enclosing layer is in ``whole`` too (as for the buffers of observers)."""
     outer = name.rpartition(".")[0]
     while outer and outer not in whole:
         outer = outer.rpartition(".")[0]
@@ -70,7 +70,7 @@ def _inside_another(name: str, whole: Mapping[str, str]) -> bool:
 
 
 def _left_over(model: nn.Module, tape: Tape) -> Iterator[str]:
-    """Yield all parameters, and the buffers of numbers that took part."""
+    """Yield the names of all parameters, and of the non-scalar float buffers that were used."""
     used = {index for node in tape.nodes for index in node.refs()}
     movers = {name for name, module in model.named_modules() if narrows(module)}
     for index, name in tape.names.items():
@@ -82,7 +82,7 @@ def _left_over(model: nn.Module, tape: Tape) -> Iterator[str]:
 
 
 def _reason(name: str, painter: Painter, classes: Classes, hooked: Mapping[str, str]) -> str:
-    """Say why a tensor that lies in no group is kept whole.
+    """Return why a tensor that is in no group is kept whole.
 
     ``hooked``: tensors from which hooks compute a weight -> the weight's name.
     """
@@ -94,7 +94,7 @@ def _reason(name: str, painter: Painter, classes: Classes, hooked: Mapping[str, 
     if PARAMETRIZED in name:
         weight = name.split(PARAMETRIZED)[1].split(".")[0]
         told = _computed(weight, "torch.nn.utils.parametrize")
-        return f"{told}, if a norm of PyTorch computes it"
+        return f"{told}, if the parametrization is one of PyTorch's own"
     if name in painter.computed:
         return painter.computed[name]
     for mark in painter.marks:
@@ -117,20 +117,20 @@ def _reason(name: str, painter: Painter, classes: Classes, hooked: Mapping[str, 
     where = f" in {user.module!r}" if user.module else ""
     if index not in tape.parameters:
         return (
-            f"it is a buffer that '{user.name}' takes{where}, and tables of that kind are not cut"
+            f"it is a buffer that '{user.name}' reads{where}, and buffers used this way are not cut"
         )
-    return f"'{user.name}' takes it{where}, which ties it to no channel that can be cut"
+    return f"'{user.name}' reads it{where}, but not together with channels that can be cut"
 
 
 def _computed(weight: str, by: str) -> str:
     return (
         f"its {weight} is computed from other parameters ({by}): "
-        "regrow.fold(network) makes it a plain one"
+        "regrow.fold(network) makes it a plain parameter"
     )
 
 
 def _containers(model: nn.Module, tape: Tape) -> set[str]:
-    """Name the modules that have layers inside, and those that are but lists of parameters."""
+    """Return the names of modules that contain layers, and of lists and dicts of parameters."""
     lists = nn.ParameterList | nn.ParameterDict
     containers = {
         "",
@@ -145,11 +145,11 @@ def _containers(model: nn.Module, tape: Tape) -> set[str]:
 
 
 def _layer(tensor: str, containers: set[str]) -> str:
-    """Name the layer that a tensor belongs to: its module, or itself beside layers."""
+    """Return the name of a tensor's module, or the tensor's own if that module contains layers."""
     module = _module_of(tensor)
     return tensor if module in containers else module
 
 
 def _module_of(tensor: str) -> str:
-    """Name the module whose tensor this is; of a parametrization, the module that has it."""
+    """Return the name of a tensor's module; for a parametrization, the parametrized module."""
     return tensor.split(PARAMETRIZED)[0] if PARAMETRIZED in tensor else tensor.rpartition(".")[0]
