@@ -38,7 +38,7 @@ def pruned_by_torch() -> nn.Module:
 COMPUTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "weight_norm": (
         lambda: chain(parametrizations.weight_norm(conv(3, 8))),
-        r"first, torch.nn.utils.parametrize.remove_parametrizations\(layer, 'weight'\)",
+        r"first, by torch.nn.utils.parametrize.remove_parametrizations\(layer, 'weight'\)",
     ),
     "spectral_norm": (
         lambda: chain(parametrizations.spectral_norm(conv(3, 8))), "remove_parametrizations",
@@ -141,7 +141,7 @@ def test_a_weight_that_layers_share_is_one_group(method: str) -> None:
 
 def test_a_weight_that_is_shared_the_other_way_round_has_no_filters() -> None:
     net = tied(nn.ConvTranspose2d(8, 8, 3, padding=1))
-    with pytest.raises(TraceError, match="'b' and 'c' share a weight whose filters are outputs of"):
+    with pytest.raises(TraceError, match="'b' and 'c' share a weight whose filters are the out"):
         held(net, "soft-filter")
 
 
