@@ -227,7 +227,7 @@ def test_a_record_arrives_as_it_was(tmp_path: Path) -> None:
         Packed(b"{", b"{"),
     ):
         empty = Store.open(tmp_path / "empty")
-        with pytest.raises(Damaged, match="altered on its way"):
+        with pytest.raises(Damaged, match="altered in transit"):
             unpack(empty, job.key, wrong)
         assert not empty.has(job.key)
 

@@ -105,7 +105,7 @@ def test_record_of_another_spec_is_refused_and_names_the_difference(store: Store
 def test_damaged_record_names_the_file_and_what_to_do(store: Store, damage: str) -> None:
     store.commit(KEY, {"accuracy": 1.0})
     (store.root / "records" / "ab" / KEY / "record.json").write_text(damage, encoding="latin-1")
-    with pytest.raises(StoreError, match=rf"{KEY}/record\.json is damaged: it .*does its job anew"):
+    with pytest.raises(StoreError, match=rf"{KEY}/record\.json is damaged: it .*runs its job again"):
         store.record(KEY)
 
 
@@ -126,7 +126,7 @@ def test_missing_record_is_a_clear_error(store: Store) -> None:
 
 
 def test_number_that_is_not_finite_is_refused(store: Store) -> None:
-    with pytest.raises(StoreError, match=f"record of job {KEY} holds a number that is not finite"):
+    with pytest.raises(StoreError, match=f"record of job {KEY} has a number that is not finite"):
         store.commit(KEY, {"loss": float("nan")})
     assert not store.has(KEY)
 

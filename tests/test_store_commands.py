@@ -150,7 +150,7 @@ def test_diff_knows_what_times_are(command: Command, store: Store, tmp_path: Pat
     assert contrast(other, store).only_b == (KEYS[2],)
     assert contrast(store, third).other == tuple(KEYS[1:])
     told = command("store", "diff", store.root, third.root).out
-    assert "Same key, other content: 2" in told
+    assert "Same key, different content: 2" in told
 
 
 # Garbage --------------------
@@ -232,7 +232,7 @@ def test_export_and_import_carry_records_as_they_are(
     assert command("store", "export", "--to", to, "--store", store.root, *options).code == 0
     assert command("store", "export", "--to", to, "--store", store.root).code == 2, "it is there"
     done = command("store", "import", to, "--store", tmp_path / "new")
-    assert done.out == "3 records taken, 0 known.\n"
+    assert done.out == "3 records imported, 0 already present.\n"
     new = Store.open(tmp_path / "new", create=False)
     assert not verify(new).damaged
     assert contrast(store, new).same == 3
@@ -241,7 +241,7 @@ def test_export_and_import_carry_records_as_they_are(
         assert contents(new) == contents(store)
     assert "job one" in command("store", "list", "--store", new.root).out
     again = command("store", "import", to, "--store", tmp_path / "new")
-    assert again.out == "0 records taken, 3 known.\n"
+    assert again.out == "0 records imported, 3 already present.\n"
     assert not list(new.root.glob(".*"))
     assert not list((new.root / "running").iterdir())
 
@@ -260,7 +260,7 @@ def test_other_result_under_a_known_key_is_refused_and_stays(
     done = command("store", "import", store.root, "--store", other.root)
     assert done.code == 1
     assert "3 refused" in done.out
-    assert "has another result under this key, which stays" in done.out
+    assert "has a different result under this key, which is kept" in done.out
     assert contents(other) == before
 
 

@@ -87,16 +87,18 @@ def gc(
     store: StoreOption = DEFAULT_STORE,
     with_files: WithOption = None,
     data: DataOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; otherwise it is listed.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove the files; otherwise they are only listed.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list it, which is what happens without --yes.")
+        bool, typer.Option("--dry-run", help="Only list the files, which is the default.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove tensors and checkpoints that no named study needs, and leftovers of killed processes.
 
-    Records stay, so reports do too; `regrow run` computes tensors again that it needs. Without a
-    study, only files that killed processes left are removed.
+    Records are kept, so reports stay possible; `regrow run` recomputes tensors that it needs.
+    Without a study, only files left by killed processes are removed.
     """
     from regrow.store.garbage import find_garbage, remove_garbage
     from regrow.studies.job_list import labels
@@ -131,7 +133,7 @@ def export_store(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the results of studies, or all, to a folder (itself a store) or to a tar file."""
+    """Write the results of studies, or all results, to a folder (itself a store) or a tar file."""
     from regrow.store.transfer import export_records
     from regrow.studies.job_list import plan_files
 
@@ -153,21 +155,27 @@ def import_store(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the results of an exported folder or tar file; each is checked, nothing is replaced.
+    """Import the results of an exported folder or tar file; each is checked, none is replaced.
 
     Exit code 1 if a record was refused.
     """
     from regrow.store.transfer import import_records
 
     if not source.exists():
-        raise ConfigError(f"There is no '{source}'. Name what `regrow store export` has written.")
+        raise ConfigError(
+            f"'{source}' does not exist. Name a folder or .tar file written by `regrow store "
+            "export`."
+        )
     taken = import_records(open_store(store, create=True), source)
     if as_json:
         print_json(vars(taken))
     else:
         _say_some(f"  refused {key[:KEY_LETTERS]}: {why}" for key, why in taken.refused.items())
         refused = f", {len(taken.refused)} refused" if taken.refused else ""
-        _say(f"{count(len(taken.new), 'record')} taken, {len(taken.known)} known{refused}.")
+        _say(
+            f"{count(len(taken.new), 'record')} imported, {len(taken.known)} already "
+            f"present{refused}."
+        )
     if taken.refused:
         raise typer.Exit(EXIT_FAILED_JOBS)
 
@@ -180,7 +188,7 @@ def diff(
 ) -> None:
     """Show the results that only one of two stores has, and keys whose content differs.
 
-    `regrow compare-runs` shows the differences, also between different requests.
+    `regrow compare-runs` shows how results differ, also for different settings.
     """
     from regrow.store.check import contrast
     from regrow.studies.job_list import labels
@@ -194,7 +202,7 @@ def diff(
     parts = (
         (f"Only in {a}", found.only_a),
         (f"Only in {b}", found.only_b),
-        ("Same key, other content", found.other),
+        ("Same key, different content", found.other),
     )
     for title, keys in parts:
         if keys:

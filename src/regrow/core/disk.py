@@ -39,7 +39,7 @@ def why(error: Exception, place: Path | None = None) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is a file: none where the system refuses the name, as too long.
+    """Return whether there is a file: none where the system refuses the name, as too long.
 
     >>> is_file(Path("x" * 5000))
     False
@@ -51,7 +51,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether there is a folder: none where the system refuses the name, as too long.
+    """Return whether there is a folder: none where the system refuses the name, as too long.
 
     >>> is_folder(Path("x" * 5000))
     False

@@ -103,7 +103,7 @@ ALONE = Ranks()
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether this process was started as one of several ranks."""
+    """Return whether this process was started as one of several ranks."""
     return all(environment.get(name) for name in LAUNCHED) and environment["WORLD_SIZE"] != "1"
 
 

@@ -58,7 +58,7 @@ class SilenceWatch:
         self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def is_silent(self, lock: Path, content: bytes) -> bool:
-        """Tell whether a holder's file has not changed for as long as a lease lasts."""
+        """Return whether a holder's file has not changed for as long as a lease lasts."""
         now = time.monotonic()
         seen = self._seen.get(lock)
         if seen is None or seen[0] != content:
@@ -139,7 +139,7 @@ def take(folder: Path, watch: SilenceWatch) -> Lease | None:
 
 
 def is_held(folder: Path, watch: SilenceWatch) -> bool:
-    """Tell whether a living process works in a folder, as far as its holder's machine is known."""
+    """Return whether a living process works in a folder, as far as its holder's machine is known."""
     lock = folder / LOCK
     try:
         handle = os.open(lock / OWNER, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hold it up
@@ -245,7 +245,7 @@ def _locked(handle: int, kind: int) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Tell whether an open file is still the one at its place."""
+    """Return whether an open file is still the one at its place."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

@@ -35,7 +35,7 @@ def this_process() -> str:
 
 
 def is_gone(process: str) -> bool:
-    """Tell whether a named process is known to have ended; of other hosts nothing is known."""
+    """Return whether a named process is known to have ended; of other hosts nothing is known."""
     *place, number, started = process.split("-")
     if place != [host(), str(_space())]:
         return False
@@ -57,7 +57,7 @@ def fresh_name(name: str) -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether a file's name is one that is written under before a rename.
+    """Return whether a file's name is one that is written under before a rename.
 
     >>> is_temporary(fresh_name("store")), is_temporary(".store.123.new"), is_temporary("a.json")
     (True, True, False)
@@ -66,7 +66,7 @@ def is_temporary(name: str) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """Tell whether a temporary file is one that nobody is going to rename any more.
+    """Return whether a temporary file is one that nobody is going to rename any more.
 
     >>> is_litter(fresh_name("store")), is_litter(".store.999999999.new"), is_litter("a.json")
     (False, True, False)

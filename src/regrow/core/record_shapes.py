@@ -37,7 +37,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is a number, a text, nothing, texts, or these by name."""
+    """Return whether a value is a number, a text, nothing, texts, or these by name."""
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     return value is None or _is_text(value) or _is_small_number(value) or _are_texts(value)
@@ -68,7 +68,7 @@ def _is_timing(value: Any) -> bool:
 
 
 def _is_architecture(value: Any) -> bool:
-    """Tell whether groups can be counted by it; whether it can be built, its own reader says."""
+    """Return whether groups can be counted by it; whether it can be built, its own reader says."""
     cuts = value.get("cuts") if isinstance(value, dict) else None
     return isinstance(cuts, list) and all(
         isinstance(cut, dict)

@@ -177,7 +177,7 @@ class Registry(Generic[T]):
         return tuple(sorted({**declared.module_of, **self._values}))
 
     def __contains__(self, name: object) -> bool:
-        """Tell whether a value is a registered name, as it was registered."""
+        """Return whether a value is a registered name, as it was registered."""
         return isinstance(name, str) and (name in self._values or name in self.known())
 
     def origin(self, name: str) -> str:
@@ -193,7 +193,7 @@ class Registry(Generic[T]):
         return self.outside.identity(name) if outside and self.outside is not None else name
 
     def is_own(self, name: str) -> bool:
-        """Tell whether the code behind a name is known to be part of regrow itself."""
+        """Return whether the code behind a name is known to be part of regrow itself."""
         if self.outside is not None and self.outside.is_name(name):
             return Path(self.outside.origin(name)).is_relative_to(PACKAGE)
         self.get(name)  # its module may not be imported yet

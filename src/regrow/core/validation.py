@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_int(value: object, *, least: int | None = None) -> TypeGuard[int]:
-    """Tell whether a value is a whole number (true and false are none), of at least ``least``.
+    """Return whether a value is a whole number (true and false are none), of at least ``least``.
 
     >>> is_int(0), is_int(0, least=1), is_int(2.0), is_int(True)
     (True, False, False, False)
@@ -62,7 +62,7 @@ def percent(value: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value is a finite number (true and false are none) that a float can hold.
+    """Return whether a value is a finite number (true and false are none) that a float can hold.
 
     >>> is_number(1), is_number(float("nan")), is_number("1"), is_number(10**400)
     (True, False, False, False)

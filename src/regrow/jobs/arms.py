@@ -115,7 +115,7 @@ class Budget:
         return fine if self.kind in FOLLOWS and not is_whole else replace(self, rounding="epochs")
 
     def is_capped(self, ratio: float) -> bool:
-        """Tell whether the cap, not the FLOPs, decided."""
+        """Return whether the cap, not the FLOPs, decided."""
         return self.kind in OF_FLOPS and self.cap is not None and ratio > self.cap
 
 

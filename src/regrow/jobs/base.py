@@ -398,7 +398,7 @@ class Context:
         return tensors, meta["meta"]
 
     def checkpoint_due(self) -> bool:
-        """Tell whether to save now: enough time went by, or the run is being stopped."""
+        """Return whether to save now: enough time went by, or the run is being stopped."""
         self._can_checkpoint = True
         late = time.monotonic() - self._saved >= self._checkpoint_seconds
         if self.ranks.together:

@@ -99,7 +99,7 @@ class OwnNetwork:
         return _cost(self)
 
     def has_rule(self) -> bool:
-        """Tell whether ``initialise_`` draws it as its code means it to start."""
+        """Return whether ``initialise_`` draws it as its code means it to start."""
         spec = self.origin.spec()
         return _has_method(self) if spec is None else spec.has_rule()
 

@@ -137,7 +137,7 @@ def _hours(hours: float) -> str:
 
 
 def _is_fit(value: Mapping[str, Any]) -> bool:
-    """Tell whether the fields of a budget are of their kinds."""
+    """Return whether the fields of a budget are of their kinds."""
     left_out, axis = value["left_out"], value["axis"]
     return (
         all(is_int(value[name], least=1) for name in ("epochs", "of", "workers"))

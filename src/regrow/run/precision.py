@@ -153,12 +153,12 @@ def _in_fp32(why: str) -> Decision:
 
 
 def has_vectors() -> bool:
-    """Tell whether this is a processor that the fused kernels in float32 are made for."""
+    """Return whether this is a processor that the fused kernels in float32 are made for."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def is_native() -> bool:
-    """Tell whether this processor computes in bfloat16, and PyTorch may use that."""
+    """Return whether this processor computes in bfloat16, and PyTorch may use that."""
     known = torch.cpu.get_capabilities()
     computes = any(bool(value) and name.endswith("bf16") for name, value in known.items())
     return computes and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "DEFAULT")

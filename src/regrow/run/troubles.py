@@ -31,7 +31,7 @@ CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRA
 
 
 def trouble_of(error: BaseException) -> Trouble:
-    """Tell whether what ended a job may pass.
+    """Return whether what ended a job may pass.
 
     >>> trouble_of(OSError(errno.ENOSPC, "No space left on device")), trouble_of(ValueError("no"))
     ('passing', '')
@@ -51,7 +51,7 @@ def trouble_of(error: BaseException) -> Trouble:
 
 
 def trouble_of_end(code: int, *, killed_for_memory: bool) -> Trouble:
-    """Tell whether what ended a process may pass, from its exit code.
+    """Return whether what ended a process may pass, from its exit code.
 
     >>> trouble_of_end(-9, killed_for_memory=True), trouble_of_end(-9, killed_for_memory=False)
     ('memory', 'passing')
@@ -124,7 +124,7 @@ class MemoryKills:
         self._before = _memory_kills()
 
     def is_new(self) -> bool:
-        """Tell whether there was one since the last look."""
+        """Return whether there was one since the last look."""
         before, self._before = self._before, _memory_kills()
         return self._before > before
 

@@ -1,6 +1,6 @@
-"""Inspect a whole store: what is damaged, what it contains, and where two stores differ.
+"""Check a whole store for damage, list what it contains, and compare two stores.
 
-Nothing here imports PyTorch: tensors are checked as bytes, at the speed of the disk.
+Nothing here imports PyTorch: tensors are checked as raw bytes, at disk speed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ MOST_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The outcome of a look into everything: what was read, and what is not what was written."""
+    """The result of checking a whole store: how much was read, and which files are damaged."""
 
     records: int
     num_bytes: int
@@ -30,7 +30,7 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredJob:
-    """One record of a store, for people."""
+    """One record of a store, for display."""
 
     key: str
     kind: str
@@ -41,7 +41,7 @@ class StoredJob:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreContrast:
-    """The keys of two stores: those of one alone, and those that stand for other content."""
+    """The difference of two stores: keys in only one, and keys whose records differ in content."""
 
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
@@ -72,20 +72,20 @@ def verify(store: Store) -> Checked:
 
 
 def check_record(folder: Path, key: str) -> dict[str, Any]:
-    """Return the record in a folder; a ``ValueError`` says how it or its tensors are damaged."""
+    """Return the record in a folder; raise ``ValueError`` if it or its tensors are damaged."""
     record = unsealed(read_file(folder / RECORD_FILE), key, under=TIMING)
     digest, file = record.get(TENSORS), folder / TENSORS_FILE
     if digest is None and file.exists():
         raise ValueError("it has tensors that its record does not mention")
     if digest is not None and not file.exists() and not (folder / REMOVED_FILE).exists():
-        raise ValueError("its tensors are not there")
+        raise ValueError("its tensors are missing")
     if digest is not None and file.exists() and digest_of_file(file)[0] != digest:
         raise ValueError("its tensors are not those that were stored with it")
     return record
 
 
 def stored_jobs(store: Store) -> Iterator[StoredJob]:
-    """Yield what a store holds, by key; a record that cannot be read is of the kind "damaged"."""
+    """Yield the records of a store, by key; an unreadable one gets the kind "damaged"."""
     done = store.keys()
     for key in done:
         file = store.record_file(key)
@@ -110,7 +110,7 @@ def stored_jobs(store: Store) -> Iterator[StoredJob]:
 
 
 def contrast(a: Store, b: Store) -> StoreContrast:
-    """Compare two stores by key and content; times, machines and versions are no content."""
+    """Compare two stores by key and content, ignoring times, machines and versions."""
     keys_a, keys_b = set(a.keys()), set(b.keys())
     both = sorted(keys_a & keys_b)
     other = tuple(key for key in both if _content(a, key) != _content(b, key))
@@ -123,7 +123,7 @@ def contrast(a: Store, b: Store) -> StoreContrast:
 
 
 def content_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without what a machine took for it; the digest of its tensors stays."""
+    """Return a record without its "timing" field, but with the digest of its tensors."""
     return {name: value for name, value in record.items() if name != TIMING}
 
 
@@ -131,15 +131,15 @@ def _content(store: Store, key: str) -> dict[str, Any] | str:
     try:
         return content_of(unsealed(read_file(store.record_file(key)), key, under=TIMING))
     except (OSError, ValueError) as error:
-        return f"{store.root}: {short(error)}"  # equal to nothing
+        return f"{store.root}: {short(error)}"  # never equal to the other store's content
 
 
 def _outcome(file: Path, look: Callable[[Path], int]) -> int | str:
     try:
         return look(file)
     except FileNotFoundError as error:
-        gone = look is not _look_at_record  # a job went on meanwhile
-        return 0 if gone else f"it is not there ({short(error)})"
+        gone = look is not _look_at_record  # a running job removed or replaced it
+        return 0 if gone else f"it is missing ({short(error)})"
     except ValueError as error:
         return str(error)
     except OSError as error:

@@ -1,6 +1,7 @@
-"""Find and remove what a store holds that no study of its user needs.
+"""Find and remove files of a store that none of the given studies needs.
 
-Records are small and stay: what goes are tensors, checkpoints and what dead processes left.
+Records are small and are kept. Removed are tensors, checkpoints and the temporary files of dead
+processes.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,14 +13,14 @@ from regrow.errors import StoreError
 from regrow.store.store import TENSORS_FILE, Store
 from regrow.store.workspace import CHECKPOINT, remove
 
-# By the file system's own clock: longer than any file is written. Of another machine's process no
-# more can be known.
+# Longer than writing any file takes, by the file system's own clock. Whether a process of another
+# machine is alive cannot be checked.
 OLD_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """The things that can go: tensors of records and checkpoints by key, litter by path."""
+    """What can be removed: tensors and checkpoints by key, leftover temporary files by path."""
 
     tensors: tuple[str, ...]
     checkpoints: tuple[str, ...]
@@ -28,7 +29,10 @@ class Garbage:
 
 
 def find_garbage(store: Store, needed: Collection[str] | None) -> Garbage:
-    """Find what jobs with other keys than the needed ones left; None: litter alone."""
+    """Find tensors and checkpoints of jobs that are not ``needed``, and leftover temporary files.
+
+    With ``needed=None``, only leftover temporary files.
+    """
     snapshot = store.snapshot()
     done = snapshot.done if needed is not None else frozenset()
     paused = snapshot.paused | snapshot.failed if needed is not None else frozenset()
@@ -47,12 +51,12 @@ def find_garbage(store: Store, needed: Collection[str] | None) -> Garbage:
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
-    """Remove what was found; a ``StoreError`` while anybody works on the store."""
+    """Remove what was found; raise ``StoreError`` while any job of the store is running."""
     running = store.snapshot().running
     if running:
         raise StoreError(
             f"{len(running)} jobs of {store.root} are running, and may need what would be removed. "
-            "Stop them first (Ctrl-C lets them save), or wait for their end."
+            "Stop them first (Ctrl-C lets them save), or wait until they finish."
         )
     for key in garbage.tensors:
         store.strip(key)
@@ -75,7 +79,7 @@ def _litter(store: Store) -> Iterator[Path]:
 
 
 def _now(store: Store) -> float:
-    """Return the time of the file system, which may be another machine's."""
+    """Return the time by the file system's clock, which may be another machine's; 0 if unknown."""
     probe = store.root / fresh_name("clock")
     try:
         probe.touch()

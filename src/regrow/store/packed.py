@@ -1,6 +1,6 @@
-"""A record as bytes, for machines that do not see the store's folder: JSON and safetensors.
+"""Records as bytes (JSON and safetensors), for machines without access to the store's folder.
 
-The bytes are those of its files, so they are sealed for their key as these are.
+The bytes are those of the record's files, so they carry the same digests.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from regrow.store.store import TENSORS, TENSORS_FILE, TIMING, Store
 
 
 class Packed(NamedTuple):
-    """The bytes of a record's files; no ``tensors`` where it has none."""
+    """The bytes of a record's files; ``tensors`` is empty if it has none."""
 
     record: bytes
     tensors: bytes
@@ -28,7 +28,7 @@ def pack(store: Store, key: str) -> Packed:
 
 
 def unpack(store: Store, key: str, packed: Packed) -> None:
-    """Store a record that came as bytes, unless there is one; what was altered is ``Damaged``."""
+    """Store a record received as bytes, unless it exists; raise ``Damaged`` if it was altered."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -38,5 +38,5 @@ def unpack(store: Store, key: str, packed: Packed) -> None:
         if record.pop(TENSORS, None) != (digest_of(tensors) if tensors else None):
             raise ValueError("its tensors are not those that were stored with its record")
     except (ValueError, SafetensorError) as error:
-        raise Damaged(f"The record of job {key} was altered on its way: {error}.") from error
+        raise Damaged(f"The record of job {key} was altered in transit: {error}.") from error
     store.commit(key, record, tensors)

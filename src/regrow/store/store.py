@@ -1,27 +1,27 @@
-"""Every file that a run leaves behind, and the index over them.
+"""The store: every file that a run writes, found by job key.
 
     store.json                             the version of this layout
-    records/ab/<key>/record.json           what a finished job found, with its whole spec
-    records/ab/<key>/tensors.safetensors   its weights, masks, ... (absent when it has none)
-    records/ab/<key>/tensors.removed       it had some, which were removed to save room
-    running/<key>/lock/owner               the process that works on the job (``core.leases``)
-    running/<key>/checkpoint.safetensors   tensors and state of a job under way, in one file
-    running/<key>/progress.json            how far it is, for people
+    records/ab/<key>/record.json           the result of a finished job, with its full spec
+    records/ab/<key>/tensors.safetensors   its weights, masks, ... (absent if it has none)
+    records/ab/<key>/tensors.removed       marks tensors that were removed to save space
+    running/<key>/lock/owner               the process that is running the job (``core.leases``)
+    running/<key>/checkpoint.safetensors   tensors and state of an unfinished job, in one file
+    running/<key>/progress.json            its progress, for display
     failed/<key>.json                      spec, message and traceback of the last failure
-    logs/<key>.log                         what its job said, for people
-    damaged/<name>-<number>                what was found altered, moved out of the way
+    logs/<key>.log                         the job's log, for people
+    damaged/<name>-<number>                damaged files, moved aside
 
 A record is complete or absent: it is written under ``running/<key>``, synced, and moved to its
-place by one rename; the first writer wins. A lock dies with its process, or after a minute in which
-nothing was heard of a process of another machine; the checkpoint stays for the next one that claims
-the job. Records are canonical JSON without times, machine and versions,
-except below the key "timing", so that the same job gives the same bytes wherever and however often
-it is run.
+place by one rename; the first writer wins. A lock expires with its process, or, if that is on
+another machine, after a minute without a sign of life; the checkpoint stays for the next process
+that claims the job. Records are canonical JSON. Times, machine and versions are only in the field
+"timing", so that apart from it the same job gives the same bytes wherever and however often it is
+run.
 
-Each file is sealed for its key (``core.digests``) and checked when it is read; what does not fit is
-``Damaged``. A record's digest covers its times and so stands with them, below "timing"; the digest
-of its tensors is its field "tensors". Tensors may come in named parts: the main one, such as
-weights, and others beside it.
+Each file contains a digest of its content and key (``core.digests``), which is checked on reading;
+a mismatch is ``Damaged``. A record's digest covers its times, so it is in "timing" as well; the
+digest of its tensors is the field "tensors". Tensors can have named parts: the main part, such as
+weights, and others.
 """
 
 import errno
@@ -62,27 +62,28 @@ if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does no
     from torch import Tensor
 
 FORMAT = 1
-TIMING, TENSORS = "timing", "tensors"  # where a record has its digest, and that of its tensors
+TIMING, TENSORS = "timing", "tensors"  # fields of a record with its digest and its tensors' digest
 RECORD_FILE, TENSORS_FILE = "record.json", "tensors.safetensors"
-REMOVED_FILE = "tensors.removed"  # in the place of tensors that were removed to save room
+REMOVED_FILE = "tensors.removed"  # replaces tensors that were removed to save space
 MAIN = ""
-REPAIRED = "repaired"  # of a pruning: weights of the pruned network that a repair changed
-MASKS = "masks"  # of a training that changed them: the masks at its end
+REPAIRED = "repaired"  # part of a pruning: weights of the pruned network that a repair changed
+MASKS = "masks"  # part of a training that changes masks: the final masks
 _NAMED = re.compile(rf"({REPAIRED}|{MASKS}|after-epoch-[0-9]+)/")
 Status = Literal["done", "failed", "running", "missing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The keys of a store by what is known of them, from one sweep; no key stands in two sets.
+    """The keys of a store by state, from one scan; no key is in two sets.
 
-    ``damaged`` says what is wrong with files that were looked into; such a job counts as missing.
+    ``damaged`` maps keys to what is wrong with their files, if these were read; such jobs count as
+    missing.
     """
 
     done: frozenset[str]
     failed: frozenset[str]
     running: frozenset[str]
-    paused: frozenset[str]  # nobody works on it, and a checkpoint waits to be resumed
+    paused: frozenset[str]  # not running, with a checkpoint to resume from
     damaged: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -100,10 +101,10 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = True) -> "Store":
-        """Open the store at a folder, making it if it is absent and ``create``.
+        """Open the store in a folder; with ``create``, create it if it does not exist.
 
-        A ``StoreError`` when it cannot be read or written, or is of another version, or when the
-        folder holds something else.
+        Raises ``StoreError`` if it cannot be read or written, has another version, or if the folder
+        contains something else.
         """
         root = Path(path)
         if any("\ud800" <= letter <= "\udfff" for letter in str(root)):
@@ -120,11 +121,11 @@ class Store:
         return cls(root)
 
     def has(self, key: str) -> bool:
-        """Tell whether a job is done, without a look into its record."""
+        """Return whether a job is done, without reading its record."""
         return (self._record(key) / RECORD_FILE).exists()
 
     def record_file(self, key: str) -> Path:
-        """Return where the record of a job lies, or would."""
+        """Return the path of a job's record, whether or not it exists."""
         return self._record(key) / RECORD_FILE
 
     def keys(self) -> tuple[str, ...]:
@@ -132,7 +133,7 @@ class Store:
         return tuple(sorted(_keys(self._records)))
 
     def status(self, key: str) -> Status:
-        """Tell what is known of one job, without a look into its files."""
+        """Return a job's state from its files' existence and its lock, without reading results."""
         if self.has(key):
             return "done"
         if is_held(self._running / key, self._watch):
@@ -140,9 +141,10 @@ class Store:
         return "failed" if self._failure(key).exists() else "missing"
 
     def snapshot(self, specs: Mapping[str, Mapping[str, Any]] | None = None) -> Snapshot:
-        """Sweep over the store once; cheap for tens of thousands of keys.
+        """Scan the store once for the state of every job; cheap for tens of thousands of keys.
 
-        With ``specs`` (by key), what is stored of these jobs is read and checked, all but tensors.
+        With ``specs`` (by key), records and failures of these jobs are also read and checked, but
+        not their tensors.
         """
         done = frozenset(_keys(self._records))
         claimed = frozenset(_names(self._running)) - done
@@ -170,18 +172,20 @@ class Store:
         )
 
     def record(self, key: str, *, spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Read a record; what was not stored so under this key (for this ``spec``) is ``Damaged``.
+        """Read a job's record.
 
-        A record that is not there is a ``StoreError``.
+        Raises ``Damaged`` if it is not what was stored under this key (and, if given, for this
+        ``spec``), and ``StoreError`` if there is none.
         """
         record = self._checked_record(key, spec)
         record.pop(TENSORS, None)
         return record
 
     def tensors(self, key: str, part: str = MAIN) -> dict[str, "Tensor"]:
-        """Read one part of a record's tensors, empty if it has none (see ``part_of``).
+        """Read one part of a record's tensors (see ``part_of``); empty if it has none.
 
-        ``Damaged`` if they are not those stored with it.
+        Raises ``Damaged`` if they are not those stored with the record, and ``Removed`` if they
+        were removed to save space.
         """
         return part_of(self._all_tensors(key), part)
 
@@ -209,7 +213,7 @@ class Store:
         return tensors
 
     def failure(self, key: str) -> dict[str, Any] | None:
-        """Return spec, message and traceback of a job's last failure, or None."""
+        """Return the spec, message and traceback of a job's last failure, or None."""
         file = self._failure(key)
         try:
             return unsealed(read_file(file), key)
@@ -223,17 +227,17 @@ class Store:
             raise _unreadable(file, error) from error
 
     def progress(self, key: str) -> dict[str, Any]:
-        """Return what a job under way last said of itself, for people: nothing if unreadable."""
+        """Return the last reported progress of a running job, for display; empty if unreadable."""
         try:
             progress = parsed(read_file(self._running / key / "progress.json"))
-        except (OSError, ValueError):  # absent, or removed this moment by the process at work
+        except (OSError, ValueError):  # absent, or just removed by the process that runs the job
             return {}
         share, note = progress.get("fraction"), progress.get("note")
         good = isinstance(share, float | int) and 0 <= share <= 1 and isinstance(note, str)
         return progress if good else {}
 
     def problem(self, key: str, spec: Mapping[str, Any]) -> str | None:
-        """Look into all that is stored of a job, tensors too; say what is damaged, if anything."""
+        """Check everything stored of a job, tensors too; return what is damaged, or None."""
         try:
             if os.path.lexists(self._record(key)):
                 self.record(key, spec=spec)
@@ -246,17 +250,17 @@ class Store:
         return None
 
     def is_bare(self, key: str) -> bool:
-        """Tell whether the tensors of a finished job were removed to save room."""
+        """Return whether the tensors of a finished job were removed to save space."""
         folder = self._record(key)
         return (folder / REMOVED_FILE).exists() and not (folder / TENSORS_FILE).exists()
 
     def strip(self, key: str) -> None:
-        """Remove the tensors of a finished job; its record stays, and says what they were."""
+        """Remove the tensors of a finished job; its record stays, with their digest."""
         _write(self._record(key) / REMOVED_FILE, "")
         (self._record(key) / TENSORS_FILE).unlink(missing_ok=True)
 
     def drop(self, key: str) -> None:
-        """Forget a finished job, so that it is done anew."""
+        """Remove the record of a finished job, so that it is run again."""
         aside = self._running / key / fresh_name("dropped")
         with self.claim(key) as workspace:
             if workspace is not None and self.has(key):
@@ -264,7 +268,7 @@ class Store:
                 shutil.rmtree(aside, ignore_errors=True)
 
     def adopt(self, key: str, folder: Path) -> bool:
-        """Take in the record that lies complete in a folder; False when there is one already."""
+        """Move the complete record in a folder into the store; return False if there is one."""
         final = self._record(key)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -279,9 +283,10 @@ class Store:
         return True
 
     def set_aside(self, key: str, spec: Mapping[str, Any]) -> Path | None:
-        """Move what is damaged of a job to ``damaged/``, so that it can be done anew.
+        """Move a job's damaged record or failure to ``damaged/``, so that the job can run again.
 
-        None where it is sound by now: another process may have been faster.
+        Returns the new place, or None if nothing is damaged any more, or another process is running
+        the job.
         """
         with self.claim(key) as workspace:
             if workspace is None or self.problem(key, spec) is None:
@@ -293,14 +298,14 @@ class Store:
                 return move_aside(record if of_record else self._failure(key), self._aside / name)
             except OSError as error:
                 raise StoreError(
-                    f"Cannot move what is damaged of job {key} to {self._aside}: {_reason(error)}."
+                    f"Cannot move damaged files of job {key} to {self._aside}: {_reason(error)}."
                 ) from error
 
     @contextmanager
     def claim(self, key: str) -> Iterator[Workspace | None]:
-        """Hold a job for this process; None when another living process holds it.
+        """Claim a job for this process; yield None if another live process holds it.
 
-        On leaving, a checkpoint of an unfinished job stays; everything else under way is removed.
+        On exit, the checkpoint of an unfinished job stays; its other temporary files are removed.
         """
         folder = self._running / key
         lease = take(folder, self._watch)
@@ -309,7 +314,7 @@ class Store:
             return
         workspace = Workspace(folder, lease, aside=self._aside)
         try:
-            # A folder that is listed is up to date on NFS too; what another host did is seen.
+            # Listing a folder refreshes it on NFS, so records written by other hosts are seen.
             _names(self._records / key[:2])
             workspace.sweep()
             yield workspace
@@ -326,9 +331,9 @@ class Store:
         *,
         parts: "Mapping[str, Mapping[str, Tensor]] | None" = None,
     ) -> bool:
-        """Store a finished job, complete or not at all; False when somebody was faster.
+        """Store a finished job, completely or not at all; return False if a record exists.
 
-        ``tensors`` are the main part; ``parts`` are others by name.
+        ``tensors`` are the main part; ``parts`` are the other parts, by name.
         """
         separate = {**(tensors or {}), **joined(parts or {})}
         known = {TENSORS: digest_of(separate)} if separate else {}
@@ -336,7 +341,7 @@ class Store:
         scratch = self._running / key / fresh_name("record")
         final = self._record(key)
         try:
-            # Not in its final place yet, but on the same file system: there a rename is atomic.
+            # Written on the same file system as its final place, because there a rename is atomic.
             scratch.mkdir(parents=True)
             final.parent.mkdir(parents=True, exist_ok=True)
             write_synced(scratch / RECORD_FILE, text)
@@ -352,7 +357,7 @@ class Store:
                     f"Cannot write the record of job {key} to {final}: {_reason(error, final)}."
                 ) from error
             return False
-        with suppress(OSError):  # the record is there; ``tidy`` removes what is left of before
+        with suppress(OSError):  # the record is stored; ``tidy`` removes these files otherwise
             self._failure(key).unlink(missing_ok=True)
             (self._running / key / CHECKPOINT).unlink(missing_ok=True)
         return True
@@ -366,7 +371,10 @@ class Store:
         traceback: str = "",
         may_pass: bool = False,
     ) -> None:
-        """Store why a job failed, in place of an earlier reason; ``may_pass``: others may try."""
+        """Store why a job failed, replacing an earlier failure.
+
+        ``may_pass``: the cause may be temporary, so that other processes may try the job.
+        """
         failure: dict[str, Any] = {"key": key, "spec": spec, "message": message}
         failure |= {"traceback": traceback} | ({"may_pass": True} if may_pass else {})
         file = self._failure(key)
@@ -378,7 +386,7 @@ class Store:
             ) from error
 
     def log(self, key: str, text: str) -> None:
-        """Add to a job's log, under the time; what cannot be written there ends no job."""
+        """Append a timestamped text to a job's log; write errors are ignored."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         with suppress(OSError):
             self._logs.mkdir(exist_ok=True)
@@ -386,15 +394,15 @@ class Store:
                 file.write(f"{now} {visible(text)}\n")
 
     def log_file(self, key: str) -> Path:
-        """Return where the log of a job lies, or would."""
+        """Return the path of a job's log, whether or not it exists."""
         return self._logs / f"{_plain(key)}.log"
 
     def forgive(self, key: str) -> None:
-        """Forget a job's last failure, because it is being tried again."""
+        """Remove a job's last failure, because the job is being tried again."""
         self._failure(key).unlink(missing_ok=True)
 
     def decided(self, name: str) -> Any:
-        """Return what was decided once for the whole store under a name, or None."""
+        """Return the decision stored under a name for the whole store, or None."""
         file = self.root / f"{name}.json"
         try:
             return unsealed(read_file(file), name) if file.exists() else None
@@ -404,12 +412,12 @@ class Store:
             ) from error
 
     def decide(self, name: str, value: Mapping[str, Any]) -> Any:
-        """Keep a decision, unless there is one; return the one that stands."""
+        """Store a decision unless there is one under its name; return the stored one."""
         file = self.root / f"{name}.json"
         fresh = self.root / fresh_name(name)
         try:
             write_synced(fresh, sealed(dict(value), name))
-            with suppress(FileExistsError):  # of several at once, the first has decided
+            with suppress(FileExistsError):  # if several processes decide at once, the first wins
                 os.link(fresh, file)
         except OSError as error:
             raise StoreError(f"Cannot write {file}: {_reason(error, file)}.") from error
@@ -418,7 +426,7 @@ class Store:
         return self.decided(name)
 
     def tidy(self) -> None:
-        """Remove what processes of this host that were killed while writing left behind."""
+        """Remove files left by processes of this host that were killed while writing."""
         for folder in (self.root, self._failed):
             for name in _names(folder, hidden=True):
                 if is_litter(name):
@@ -426,7 +434,7 @@ class Store:
         for name in _names(self._failed):
             key = name.removesuffix(".json")
             if key.isalnum() and self.has(key):
-                with suppress(OSError):  # a folder is none of the store's
+                with suppress(OSError):  # a folder, which the store did not create
                     (self._failed / name).unlink(missing_ok=True)
         for key in filter(str.isalnum, _names(self._running)):
             folder = self._running / key
@@ -436,7 +444,7 @@ class Store:
                     pass
 
     def _checked_record(self, key: str, spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Read a record with the digest of its tensors."""
+        """Read and check a record, including the digest of its tensors."""
         file = self._record(key) / RECORD_FILE
         try:
             record = unsealed(read_file(file), key, under=TIMING)
@@ -460,7 +468,7 @@ class Store:
 
 
 def after_epoch(epoch: int) -> str:
-    """Return the part of a training that holds its weights after so many epochs.
+    """Return the name of the part with a training's weights after a number of epochs.
 
     >>> after_epoch(3)
     'after-epoch-3'
@@ -469,7 +477,7 @@ def after_epoch(epoch: int) -> str:
 
 
 def joined(parts: "Mapping[str, Mapping[str, Tensor]]") -> "dict[str, Tensor]":
-    """Return the tensors of named parts under their names in a file: ``part/name``."""
+    """Return the tensors of named parts under the names they have in a file: ``part/name``."""
     return {
         f"{part}/{name}": value
         for part, tensors in parts.items()
@@ -478,7 +486,7 @@ def joined(parts: "Mapping[str, Mapping[str, Tensor]]") -> "dict[str, Tensor]":
 
 
 def part_of(tensors: "Mapping[str, Tensor]", part: str = MAIN) -> "dict[str, Tensor]":
-    """Return one part of a file's tensors, under their own names; empty if there is none."""
+    """Return one part of a file's tensors, without the part's prefix; empty if there is none."""
     if part == MAIN:
         return {name: value for name, value in tensors.items() if not _NAMED.match(name)}
     prefix = f"{part}/"
@@ -486,7 +494,7 @@ def part_of(tensors: "Mapping[str, Tensor]", part: str = MAIN) -> "dict[str, Ten
 
 
 def _plain(key: str) -> str:
-    """Refuse a key that would lead out of the store."""
+    """Return the key; raise ``StoreError`` if it could lead to a path outside the store."""
     if not key.isalnum():
         raise StoreError(f"The key of a job must be letters and digits. Got {key[:100]!r}.")
     return key
@@ -494,8 +502,8 @@ def _plain(key: str) -> str:
 
 def _damaged(file: Path, why: object) -> Damaged:
     return Damaged(
-        f"{file} is damaged: {why}. It counts as missing; `regrow run` sets it aside and does "
-        f"its job anew."
+        f"{file} is damaged: {why}. It counts as missing; `regrow run` moves it aside and runs "
+        f"its job again."
     )
 
 
@@ -510,7 +518,7 @@ def _sealed_record(key: str, record: Mapping[str, Any]) -> str:
         text = sealed(record, key, under=TIMING)
     except ValueError as error:
         raise StoreError(
-            f"The record of job {key} holds a number that is not finite, which JSON cannot: "
+            f"The record of job {key} has a number that is not finite, which JSON does not allow: "
             f"{error}."
         ) from error
     if len(text) > MOST_BYTES:
@@ -544,7 +552,7 @@ def _create(root: Path) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    """Put a text in the place of a file, or leave that as it was."""
+    """Replace a file by a text, completely or not at all."""
     fresh = file.with_name(fresh_name(file.stem))
     try:
         write_synced(fresh, text)
@@ -566,12 +574,12 @@ def _check_version(root: Path) -> None:
     if version != FORMAT:
         raise StoreError(
             f"The store {root} has format {version!r}, this regrow reads format {FORMAT}. Use the "
-            f"regrow that wrote it, or choose another folder with --store."
+            f"version of regrow that wrote it, or choose another folder with --store."
         )
 
 
 def _difference(stored: object, wanted: object, *, at: str) -> str:
-    """Word the first place where two JSON values differ."""
+    """Describe the first difference between two JSON values."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for name in sorted({*stored, *wanted}):
             if stored.get(name) != wanted.get(name):
@@ -585,7 +593,7 @@ def _names(folder: Path, *, hidden: bool = False) -> list[str]:
             return [entry.name for entry in entries if entry.name.startswith(".") == hidden]
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return []  # a stray file or link is none of the store's
+            return []  # absent, or a file or link that the store did not create
         raise StoreError(f"Cannot read the store: {_reason(error)}.") from error
 
 

@@ -1,7 +1,7 @@
-"""Take records out of a store, and into another: as a folder, which is a store itself, or a tar.
+"""Export records from a store, as a folder that is itself a store or as a tar, and import them.
 
-What comes from elsewhere is checked before it is taken: names, kinds of files, digests. Nothing
-that is there is replaced, and a record that says other than the one under its key is left.
+Imported files are checked first: names, file types and digests. Existing records are never
+replaced, and a record that differs from the existing one with its key is refused.
 """
 
 import io
@@ -31,7 +31,7 @@ MEMBER = re.compile(
 
 @dataclass
 class Taken:
-    """The keys that an import took, found there already, or refused, with the reason."""
+    """The keys that were imported, already present, or refused (with the reason)."""
 
     new: list[str] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
@@ -41,12 +41,12 @@ class Taken:
 def export_records(
     store: Store, keys: Iterable[str], to: Path, *, plans: Iterable[Path] = (), tensors: bool = True
 ) -> int:
-    """Write records to a new folder, or to a tar file; returns how many there were.
+    """Write records to a new folder or tar file; return the number of records.
 
-    ``plans`` are the files of the store that know what the jobs are called.
+    ``plans`` are the files of the store that contain the jobs' display names.
     """
     if to.exists():
-        raise StoreError(f"'{to}' is there already. Name a folder or a .tar file that is new.")
+        raise StoreError(f"'{to}' already exists. Name a new folder or a new .tar file.")
     fresh = to.with_name(fresh_name(to.name))
     try:
         with ExitStack() as opened:
@@ -73,7 +73,7 @@ def export_records(
 
 
 def import_records(store: Store, source: Path) -> Taken:
-    """Take in all records of an exported folder or tar that are sound and not there yet."""
+    """Import all undamaged records of an exported folder or tar that the store does not have."""
     taken = Taken()
     with _as_folder(store, source) as folder:
         for record in sorted((folder / "records").glob("*/*")):
@@ -99,22 +99,22 @@ def _take(store: Store, folder: Path, key: str, taken: Taken) -> None:
         raise ValueError(f"it cannot be read ({why(error)})") from error
     if store.has(key):
         if content_of(check_record(store.record_file(key).parent, key)) != content_of(record):
-            raise ValueError("the store has another result under this key, which stays")
+            raise ValueError("the store has a different result under this key, which is kept")
         taken.known.append(key)
         return
     with store.claim(key) as workspace:
         if workspace is None:
-            raise ValueError("a process works on this job now")
+            raise ValueError("a process is running this job")
         fresh = store.root / "running" / key / fresh_name("record")
         fresh.mkdir()
         for name in inside:
             _copy(folder / name, fresh / name)
-        check_record(fresh, key)  # what was copied, whoever changed the source meanwhile
+        check_record(fresh, key)  # the copy too, because the source may have changed meanwhile
         (taken.new if store.adopt(key, fresh) else taken.known).append(key)
 
 
 def _take_plan(store: Store, folder: Path, name: str) -> None:
-    with suppress(StoreError):  # names of jobs, for people: none is better than a wrong one
+    with suppress(StoreError):  # display names only, so a missing name is better than a wrong one
         plan = Store(folder).decided(name)
         if plan is not None:
             store.decide(name, plan)
@@ -122,7 +122,7 @@ def _take_plan(store: Store, folder: Path, name: str) -> None:
 
 @contextmanager
 def _as_folder(store: Store, source: Path) -> Iterator[Path]:
-    """Yield a folder with what is to be taken in; of a tar, only what could be a store's."""
+    """Yield a folder with the files to import; a tar is checked and unpacked into one first."""
     if source.is_dir():
         Store.open(source, create=False)
         yield source
@@ -130,7 +130,7 @@ def _as_folder(store: Store, source: Path) -> Iterator[Path]:
     fresh = store.root / fresh_name("import")
     try:
         fresh.mkdir()
-        with tarfile.open(source, "r:") as archive:  # one that is compressed could be endless
+        with tarfile.open(source, "r:") as archive:  # uncompressed only, against zip bombs
             for member in _checked(archive):
                 content = archive.extractfile(member)
                 assert content is not None
@@ -140,7 +140,7 @@ def _as_folder(store: Store, source: Path) -> Iterator[Path]:
                     shutil.copyfileobj(content, file)
         Store.open(fresh, create=False)
         yield fresh
-    except (tarfile.TarError, ValueError) as error:  # a number in a head that is none
+    except (tarfile.TarError, ValueError) as error:  # ValueError: a malformed number in a header
         raise StoreError(
             f"'{source}' is neither a store nor a tar file as `regrow store export` writes it: "
             f"{short(error)}."
@@ -152,10 +152,10 @@ def _as_folder(store: Store, source: Path) -> Iterator[Path]:
 
 
 def _checked(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """Return the members of an archive; one with anything that no export has is refused.
+    """Return the members of an archive, or refuse it if an export cannot have written it.
 
-    That is links, devices, ways out, doubles (also of a head that leads back to itself), and files
-    with holes, which would unfold to any size.
+    Refused are links, devices, paths outside the store, duplicate members (including hard links to
+    themselves) and sparse files, which could expand to any size.
     """
     seen: dict[str, tarfile.TarInfo] = {}
     for member in archive:
@@ -167,8 +167,8 @@ def _checked(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
         plain = member.isreg() and not member.issparse() and member.size >= 0
         if not plain or member.name in seen or (small and member.size > MOST_BYTES):
             raise StoreError(
-                f"The archive is refused: its member {member.name[:200]!r} is there twice, too "
-                "long, or no plain file."
+                f"The archive is refused: its member {member.name[:200]!r} is a duplicate, too "
+                "long, or not a regular file."
             )
         seen[member.name] = member
     return [*seen.values()]
@@ -176,11 +176,11 @@ def _checked(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
 
 def _check_name(name: str) -> None:
     if not MEMBER.fullmatch(name):
-        raise ValueError(f"{name[:200]!r} is no file of a store's records")
+        raise ValueError(f"{name[:200]!r} is not a file of an exported store")
 
 
 def _files(folder: Path, *, tensors: bool) -> dict[str, Path | None]:
-    """Return the files of a record by name; None stands for one that is empty."""
+    """Return the files of a record by name; None stands for an empty file."""
     found: dict[str, Path | None] = {RECORD_FILE: folder / RECORD_FILE}
     if (folder / TENSORS_FILE).exists() and tensors:
         found[TENSORS_FILE] = folder / TENSORS_FILE
@@ -202,7 +202,7 @@ def _copy(file: Path | None, to: Path) -> None:
 
 
 def _add(archive: tarfile.TarFile, file: Path | None, name: str) -> None:
-    """Add a file without owner and time, so that equal records give equal bytes."""
+    """Add a file without owner and time, so that equal records give identical archives."""
     member = tarfile.TarInfo(name)
     if file is None:
         archive.addfile(member, io.BytesIO())

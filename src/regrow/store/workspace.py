@@ -1,4 +1,4 @@
-"""The folder of a job under way: its owner, and the checkpoint from which it continues."""
+"""The working folder of an unfinished job: its lease, progress and checkpoint."""
 
 import os
 import re
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
-TENSORS = "tensors"  # where a checkpoint's text has the digest of its tensors
-# What this version, its libraries and earlier versions write here before a rename.
+TENSORS = "tensors"  # field of a checkpoint's metadata with the digest of its tensors
+# Temporary names used here by this version, its libraries and earlier versions.
 _UNFINISHED = re.compile(r"\..+\.new|\.lock-.+|\.tmp.+|scratch-.+")
 
 
 class Workspace:
-    """The folder of a job under way, held by this process; made by ``Store.claim``.
+    """The working folder of a job that this process has claimed; made by ``Store.claim``.
 
-    What was damaged is moved to the folder ``aside``. Files are written under names of this process
-    alone, so that one that was taken for dead, and wakes, writes into no other's.
+    Damaged files are moved to the folder ``aside``. Files are written under names that are unique
+    to this process, so that a process that was wrongly taken for dead does not overwrite another's.
     """
 
     def __init__(self, folder: Path, lease: Lease, *, aside: Path) -> None:
@@ -45,9 +45,9 @@ class Workspace:
         self._checkpoint = folder / CHECKPOINT
 
     def save_checkpoint(self, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a crash leaves the old one or the new one, never half of one.
+        """Replace the checkpoint atomically: after a crash there is the old or the new one.
 
-        ``ClaimLost`` when another process has taken the job over.
+        Raises ``ClaimLost`` if another process has taken the job over.
         """
         fresh = self._folder / fresh_name(CHECKPOINT)
         text = sealed({"meta": meta, TENSORS: digest_of(tensors)}, self._folder.name)
@@ -56,27 +56,28 @@ class Workspace:
             self.check()
             fresh.replace(self._checkpoint)
         except (OSError, SafetensorError):
-            self.check()  # the reason, if there is nothing left to write to
+            self.check()  # if the job was taken over, that is the cause of the error
             raise
         finally:
             remove(fresh)
 
     def is_lost(self) -> bool:
-        """Tell whether another process has taken the job over."""
+        """Return whether another process has taken the job over."""
         return self._lease.is_lost()
 
     def check(self) -> None:
-        """Raise ``ClaimLost`` when another process has taken the job over."""
+        """Raise ``ClaimLost`` if another process has taken the job over."""
         if self.is_lost():
             raise ClaimLost(
-                f"Another process took over the job {self._folder.name}, because this one was "
-                "silent for too long."
+                f"Another process took over the job {self._folder.name}, because this one gave no "
+                "sign of life for too long."
             )
 
     def load_checkpoint(self) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
-        """Return what was saved last, or None; what was not saved so for this job is ``Damaged``.
+        """Return the last checkpoint's tensors and metadata, or None if there is none.
 
-        That is set aside, so that the job starts over.
+        A checkpoint that is not what this job saved is moved aside, so that the job can start over,
+        and ``Damaged`` is raised.
         """
         if not os.path.lexists(self._checkpoint):
             return None
@@ -94,35 +95,35 @@ class Workspace:
         return tensors, meta
 
     def drop_checkpoint(self) -> None:
-        """Forget the checkpoint, so that the job starts over."""
+        """Remove the checkpoint, so that the job starts over."""
         self._checkpoint.unlink(missing_ok=True)
 
     def progress(self, progress: Mapping[str, Any]) -> None:
-        """Say how far the job is; not synced to disk, for a crash takes it to the last one said."""
+        """Write the job's progress; not synced to disk, as it may be lost in a crash."""
         fresh = self._folder / fresh_name(PROGRESS)
         try:
             fresh.write_text(canonical_json(progress), encoding="ascii")
             fresh.replace(self._folder / PROGRESS)
-        except OSError:  # a full disk ends no job here: what must be kept is said elsewhere
+        except OSError:  # e.g. a full disk: progress is for display, so the job goes on
             remove(fresh)
 
     def sweep(self) -> None:
-        """Remove what earlier holders left of what they were writing, and nothing else.
+        """Remove the temporary files of earlier holders, and nothing else.
 
-        Whoever shares the store may have put anything here, or a link to anywhere in its place.
+        In a shared store, other users may have put any file or link here.
         """
         for entry in self._folder.iterdir():
             if _UNFINISHED.fullmatch(entry.name) and not self.is_lost():
                 remove(entry)
 
     def empty(self) -> None:
-        """Remove the checkpoint and what is said of the job: it is over."""
+        """Remove the job's checkpoint and progress."""
         self.drop_checkpoint()
         (self._folder / PROGRESS).unlink(missing_ok=True)
 
 
 def move_aside(path: Path, place: Path) -> Path:
-    """Move a file or folder out of the way, to ``place`` with the first number that is free."""
+    """Move a file or folder to ``place`` with the first free number appended; return the path."""
     place.parent.mkdir(exist_ok=True)
     number = 1
     while os.path.lexists(moved := place.with_name(f"{place.name}-{number}")):
@@ -132,7 +133,7 @@ def move_aside(path: Path, place: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, as far as it is still there and may be removed."""
+    """Remove a file or folder if it exists; errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
