@@ -55,8 +55,8 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
-    "promises more": (lambda path: archive(path, npy((10**12,))), "holds other bytes"),
-    "negative": (lambda path: archive(path, npy((-1,))), "holds other bytes"),
+    "promises more": (lambda path: archive(path, npy((10**12,))), "but its size differs"),
+    "negative": (lambda path: archive(path, npy((-1,))), "but its size differs"),
     "objects": (lambda path: archive(path, npy((8,), "|O")), "could run code"),
     "no head": (lambda path: archive(path, b"x" * 99), "magic"),
     "no archive": (lambda path: path.write_bytes(b"PK\x03\x04" + b"x" * 99), "zip"),

@@ -117,7 +117,7 @@ def test_a_counter_that_went_round_is_followed_and_twice_round_is_not_guessed(
             meter.read()
         assert meter.total.joules == pytest.approx(18_000.0)
         bench.pass_by(60, own=1, all=1, package=1, dram=0)
-    assert "gone round more than once in 60 s" in meter.total.unknown
+    assert "wrapped around more than once in 60 s" in meter.total.unknown
 
 
 def test_a_resumed_job_adds_what_it_took_before(bench: Bench, known: Counters) -> None:
@@ -192,7 +192,7 @@ def test_a_gpu_is_read_by_nvidias_library_and_not_divided_by_processor_time(
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_without_a_counter_or_a_library_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    assert counters("cuda").unknown == "NVIDIA's library reads no energy of A GPU: Not Supported"
+    assert counters("cuda").unknown == "NVIDIA's library cannot read the energy of A GPU: Not Supported"
     counters.cache_clear()
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "pip install 'regrow[energy]'" in counters("cuda").unknown

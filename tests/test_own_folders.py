@@ -261,7 +261,7 @@ WRONG = [  # what is asked for beside a comparison, and the message
     (("--macs", "0.5", "--budgets", "1-4"), "Each of the 'budgets' must be a number of epochs"),
     (("--macs", "0.5", "--criterion", "l1-filter"), "is a method, but a criterion is needed here"),
     (("--macs", "0.5", "--keep", "layer"), "--keep: Unknown module 'layer'"),
-    (("--macs", "0.5", "--store", "nets.py"), "a file is there, and a folder is needed (nets.py)"),
+    (("--macs", "0.5", "--store", "nets.py"), "a file is in the place of a folder (nets.py)"),
     (("--macs", "0.5", "--device", "gpu"), "Cannot compute on the device 'gpu'"),
     ((), "There is no smaller network to compare"),
 ]

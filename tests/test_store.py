@@ -105,7 +105,9 @@ def test_record_of_another_spec_is_refused_and_names_the_difference(store: Store
 def test_damaged_record_names_the_file_and_what_to_do(store: Store, damage: str) -> None:
     store.commit(KEY, {"accuracy": 1.0})
     (store.root / "records" / "ab" / KEY / "record.json").write_text(damage, encoding="latin-1")
-    with pytest.raises(StoreError, match=rf"{KEY}/record\.json is damaged: it .*runs its job again"):
+    with pytest.raises(
+        StoreError, match=rf"{KEY}/record\.json is damaged: it .*runs its job again"
+    ):
         store.record(KEY)
 
 

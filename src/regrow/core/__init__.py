@@ -1,1 +1,1 @@
-"""General tools: checks of values, names, seeds, random numbers, digests, processes."""
+"""General tools: checks of values, registries, seeds, random numbers, digests, processes."""

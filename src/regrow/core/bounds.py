@@ -1,4 +1,4 @@
-"""Limits on the memory that a file may claim, checked before it is allocated."""
+"""Limits on the memory that reading a file may take, checked before it is allocated."""
 
 import errno
 import math
@@ -19,7 +19,7 @@ LONGEST_HEAD = 10_000  # characters, as numpy allows
 
 
 def free_memory() -> int:
-    """Return how many bytes this process may still take, of the machine's and of its own limit."""
+    """Return how many bytes this process can still allocate, by the machine's and its own limit."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -39,7 +39,7 @@ def free_memory() -> int:
 
 
 def check_room(wanted: float, what: str) -> None:
-    """Refuse, as a ``ValueError``, what takes more memory than there is."""
+    """Raise ``ValueError`` if ``wanted`` bytes are more than the free memory."""
     free = free_memory()
     if wanted > free:
         raise ValueError(
@@ -48,16 +48,16 @@ def check_room(wanted: float, what: str) -> None:
 
 
 def check_plain(path: Path) -> None:
-    """Refuse, as an ``OSError``, what is no plain file: libraries may wait for ever to open it."""
+    """Raise ``OSError`` unless it is a regular file: opening a pipe, for example, may block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, NO_FILE, str(path))
 
 
 def read_whole(path: Path, *, times: float = 1.0) -> bytes:
-    """Read a file that may be anything, of which ``times`` its bytes are going to be taken.
+    """Read an untrusted file whose processing will take ``times`` its size in memory.
 
-    An ``OSError`` also says where it is a pipe, which may hold its reader for ever, a device, which
-    may never end, or longer than memory.
+    Raises ``OSError`` also if it is a pipe (which may block forever), a device (which may never
+    end), or too large for the free memory.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -77,7 +77,7 @@ def read_whole(path: Path, *, times: float = 1.0) -> bytes:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse, as a ``ValueError``, a zip archive that unfolds to more than memory holds."""
+    """Raise ``ValueError`` if a zip archive expands to more than the free memory."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -89,9 +89,10 @@ def check_archive(path: Path) -> None:
 
 
 def read_npz(path: Path) -> "dict[str, NDArray[Any]]":
-    """Read the arrays of an ``.npz`` file by name; a ``ValueError`` says why it is none.
+    """Read the arrays of an ``.npz`` file by name; raise ``ValueError`` if it is invalid.
 
-    Each head is compared with the bytes that follow before these are read; objects are refused.
+    Each header is compared with the size of its data before these are read; object arrays are
+    refused.
     """
     import numpy as np
 
@@ -111,18 +112,18 @@ def read_npz(path: Path) -> "dict[str, NDArray[Any]]":
 
 
 def _check_head(opened: BinaryIO, entry: zipfile.ZipInfo) -> None:
-    """Refuse an array whose head promises other than the bytes that it has."""
+    """Raise ``ValueError`` if an array's header does not match the size of its data."""
     from numpy.lib import format as npy
 
     version = npy.read_magic(opened)
     reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if reader is None:
-        raise ValueError(f"{entry.filename} is of version {version} of numpy's format")
+        raise ValueError(f"{entry.filename} has the unknown version {version} of numpy's format")
     shape, _, kind = reader(opened, max_header_size=LONGEST_HEAD)
     if kind.hasobject:
         raise ValueError(f"{entry.filename} holds objects, which could run code")
     wanted = math.prod(shape) * kind.itemsize
     if any(side < 0 for side in shape) or wanted != entry.file_size - opened.tell():
         raise ValueError(
-            f"{entry.filename} promises {short(shape)} values of {kind}, and holds other bytes"
+            f"{entry.filename} declares {short(shape)} values of {kind}, but its size differs"
         )

@@ -1,4 +1,4 @@
-"""A registered name with the arguments given to it, as a study file has them."""
+"""A registered name with its arguments, as written in a study file."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from regrow.errors import ConfigError
 
 
 def frozen(arguments: Mapping[str, Any], *, of: str) -> str:
-    """Return arguments as canonical JSON, which is hashable and cannot be changed from outside."""
+    """Return arguments as canonical JSON, which is hashable and immutable."""
     try:
         return json.dumps(dict(arguments), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -22,7 +22,7 @@ def frozen(arguments: Mapping[str, Any], *, of: str) -> str:
 
 @dataclass(frozen=True, init=False, repr=False)
 class Choice:
-    """A name and keyword arguments; hashable, and equal to another that asks for the same.
+    """A name and keyword arguments; hashable, and compared by value.
 
     >>> Choice.from_json({"name": "Cross_Entropy", "label_smoothing": 0.1})
     Choice('cross-entropy', label_smoothing=0.1)
@@ -48,7 +48,7 @@ class Choice:
         return f"Choice({self.name!r}{arguments})"
 
     def to_json(self) -> str | dict[str, Any]:
-        """Return the name, or a mapping with the arguments beside it."""
+        """Return the name alone, or a mapping of name and arguments if there are any."""
         return {"name": self.name, **self.arguments} if self.arguments else self.name
 
     @classmethod

@@ -1,8 +1,8 @@
-"""Digests that show whether stored data is what was written.
+"""Digests that detect whether stored data was changed.
 
-A sealed text is canonical JSON that carries the SHA-256 of itself (with that field empty) and of
-the name it stands for: a record under another key does not fit, nor does one with a changed digit.
-Tensors have a digest of their own, which the sealed text beside them holds.
+A sealed text is canonical JSON that contains the SHA-256 of its name (the job's key) and its own
+content with the digest field empty: a record moved to another key fails the check, as does one with
+a changed digit. Tensors have a separate digest, which is stored in the sealed text beside them.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 
 from regrow.errors import short
 
-if TYPE_CHECKING:  # whoever reads records alone does not wait for torch
+if TYPE_CHECKING:  # reading records alone does not need torch, which is slow to import
     from torch import Tensor
 
 DIGEST = "digest"
 CHUNK_BYTES = 1 << 20
-KINDS = {  # of tensors, as their files and as PyTorch name them
+KINDS = {  # dtypes, from safetensors' names to PyTorch's
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -40,11 +40,11 @@ KINDS = {  # of tensors, as their files and as PyTorch name them
     "F8_E5M2": "float8_e5m2",
     "C64": "complex64",
 }
-MOST_BYTES = 32 << 20  # the longest record here, of 1,000 epochs, has 100 kB
+MOST_BYTES = 32 << 20  # the longest record so far, of 1,000 epochs, has 100 kB
 
 
 def canonical_json(value: object) -> str:
-    """Write JSON the one way: sorted keys, no spaces, floats by repr, ASCII, numbers finite.
+    """Write JSON in a unique form: sorted keys, no spaces, floats by repr, ASCII, finite numbers.
 
     >>> canonical_json({"b": (1, 0.1), "a": None})
     '{"a":null,"b":[1,0.1]}'
@@ -53,7 +53,7 @@ def canonical_json(value: object) -> str:
 
 
 def sealed(value: Mapping[str, Any], name: str, *, under: str | None = None) -> str:
-    """Write a mapping as canonical JSON with its digest, in itself or in the mapping ``under``.
+    """Write a mapping as canonical JSON with its digest at the top level or in its field ``under``.
 
     >>> unsealed(sealed({"a": 1}, "x").encode(), "x")
     {'a': 1}
@@ -63,7 +63,7 @@ def sealed(value: Mapping[str, Any], name: str, *, under: str | None = None) -> 
 
 
 def unsealed(text: bytes, name: str, *, under: str | None = None) -> dict[str, Any]:
-    """Return what was sealed under a name; a ``ValueError`` says why it is not that."""
+    """Return the mapping that was sealed under a name; raise ``ValueError`` if it was changed."""
     value = parsed(text)
     holder = value if under is None else value.get(under)
     digest = holder.pop(DIGEST, None) if isinstance(holder, dict) else None
@@ -79,12 +79,12 @@ def unsealed(text: bytes, name: str, *, under: str | None = None) -> dict[str, A
 
 
 def parsed(text: bytes) -> dict[str, Any]:
-    """Read JSON that may be anything; what is no mapping is a ``ValueError`` of one line."""
+    """Parse untrusted JSON; raise a ``ValueError`` with a one-line message unless a mapping."""
     try:
         value = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    except ValueError as error:  # also of bytes that are no text, and of endless numbers
+    except ValueError as error:  # also invalid UTF-8, and integers with too many digits
         raise ValueError(f"it is not JSON ({short(error)})") from error
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
@@ -92,14 +92,14 @@ def parsed(text: bytes) -> dict[str, Any]:
 
 
 def read_file(path: Path, *, most: int = MOST_BYTES) -> bytes:
-    """Read a small file; a pipe, a folder or too long a file is a ``ValueError``."""
-    # A pipe that nobody writes to must not hold the reader.
+    """Read a small file; raise ``ValueError`` for a pipe, a folder or a file that is too long."""
+    # Non-blocking, because opening a pipe without a writer would block.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
             raise ValueError("it is not a file")
-        # What it says of its length decides how much is asked for at once, and not where it ends.
+        # The reported size sets how much is read at once, but not where reading ends.
         step = max(state.st_size + 1, 4096)
         parts, left = [], most + 1
         while left and (part := os.read(handle, min(step, left))):
@@ -113,7 +113,7 @@ def read_file(path: Path, *, most: int = MOST_BYTES) -> bytes:
 
 
 def digest_of(tensors: "Mapping[str, Tensor]") -> str:
-    """Digest names, kinds, shapes and values of tensors."""
+    """Return the digest of the tensors' names, dtypes, shapes and values."""
     import torch
 
     sha = hashlib.sha256()
@@ -126,14 +126,15 @@ def digest_of(tensors: "Mapping[str, Tensor]") -> str:
 
 
 def digest_of_file(path: Path) -> tuple[str, str]:
-    """Digest the tensors of a file as ``digest_of`` does, with the text beside them.
+    """Return the digest of a file's tensors, as ``digest_of`` does, and the text stored with them.
 
-    It takes neither PyTorch nor memory. A ``ValueError`` says why it is no file of tensors.
+    Needs neither PyTorch nor memory for whole tensors. Raises ``ValueError`` if it is not a valid
+    file of tensors.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a file")
     try:
-        with safe_open(path, framework="np") as checked:  # what its head says fits its length
+        with safe_open(path, framework="np") as checked:  # checks its header against its length
             text = (checked.metadata() or {}).get("meta", "")
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"it is not a file of tensors ({short(error)})") from error
@@ -153,7 +154,7 @@ def digest_of_file(path: Path) -> tuple[str, str]:
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, meta: str | None = None) -> None:
-    """Write tensors, and a text beside them, to a file that is on the disk afterwards."""
+    """Write tensors, and a text with them, to a file, and sync it to disk."""
     from safetensors.torch import save_file
 
     # One metadata entry only: the order of several is not deterministic in the file.
@@ -162,13 +163,13 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, meta: str | Non
 
 
 def load_tensors(path: Path) -> "tuple[dict[str, Tensor], str]":
-    """Read tensors and the text beside them; a ``ValueError`` says why it is no such file."""
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe must not hold the reader
+    """Read tensors and the text stored with them; raise ``ValueError`` if the file is invalid."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe could block
         raise ValueError("it is not a file")
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            # Copies, for the file's own pages change with the file.
+            # Copied, because memory-mapped tensors would change with the file.
             tensors = {name: file.get_tensor(name).clone() for name in names}
             return tensors, (file.metadata() or {}).get("meta", "")
     except (
@@ -178,7 +179,7 @@ def load_tensors(path: Path) -> "tuple[dict[str, Tensor], str]":
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a text to a file that is on the disk afterwards."""
+    """Write a text to a file, and sync it to disk."""
     with path.open("w", encoding="ascii") as file:
         file.write(text)
         file.flush()
@@ -186,7 +187,7 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Sync a file, or the entries of a folder, to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -195,7 +196,7 @@ def sync(path: Path) -> None:
 
 
 def _separate(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """Bring tensors to the CPU, contiguous, no two on one storage: all that the format can hold."""
+    """Make tensors contiguous on the CPU with separate storages, as safetensors requires."""
     separate: dict[str, Tensor] = {}
     storages = set()
     for name in sorted(tensors):

@@ -10,8 +10,8 @@ from pathlib import Path
 from regrow.core.processes import fresh_name, is_litter
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LONGEST_PATH = 1000  # characters in a message: a longer one would hide what is wrong
-# What a disk, or those who run it, may do to a sound program.
+LONGEST_PATH = 1000  # characters in a message: a longer path would hide the rest of it
+# Errors whose cause is the disk or the system's settings, not the program.
 ENVIRONMENT = (
     *FULL,
     *(errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ENODEV),
@@ -21,7 +21,7 @@ ENVIRONMENT = (
 
 
 def why(error: Exception, place: Path | None = None) -> str:
-    """Word what the system said of a file, which it was, and of a full disk what is free there.
+    """Describe an error with its file and, if the disk is full, the space that is left.
 
     >>> why(PermissionError(errno.EACCES, "Permission denied", "store/x.json"))
     'Permission denied (store/x.json)'
@@ -34,12 +34,12 @@ def why(error: Exception, place: Path | None = None) -> str:
     if error.errno in FULL:
         facts += _room(where or Path())
     in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
-    told = "a file is there, and a folder is needed" if in_the_way else error.strerror
+    told = "a file is in the place of a folder" if in_the_way else error.strerror
     return f"{told} ({', '.join(facts)})" if facts else told
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is a file: none where the system refuses the name, as too long.
+    """Return whether a path is a file; False if the system refuses the path, e.g. as too long.
 
     >>> is_file(Path("x" * 5000))
     False
@@ -51,7 +51,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether there is a folder: none where the system refuses the name, as too long.
+    """Return whether a path is a folder; False if the system refuses the path, e.g. as too long.
 
     >>> is_folder(Path("x" * 5000))
     False
@@ -63,7 +63,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _room(place: Path) -> list[str]:
-    """Say how much is free on the disk of a place that may not be there."""
+    """Describe the free space on the disk of a path, which need not exist."""
     for folder in (place, *place.absolute().parents):
         with suppress(OSError):
             room = os.statvfs(folder)
@@ -76,9 +76,9 @@ def _room(place: Path) -> list[str]:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """Yield a folder within one (made if absent); its files then take their places there, whole.
+    """Yield a scratch folder in ``folder`` (created if absent); move its files there on success.
 
-    Nothing takes its place if something fails before. What killed processes left is removed.
+    On an error no file is moved. Scratch folders of killed processes are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".*.new"):
@@ -95,6 +95,6 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text to a file (its folder made if absent), replaced whole or not at all."""
+    """Write a text to a file atomically, creating its folder if absent."""
     with filling(path.parent) as fresh:
         (fresh / path.name).write_text(text, encoding="utf-8", newline="\n")

@@ -1,8 +1,8 @@
-"""Several processes that train one network together, started by ``torchrun``.
+"""Several processes (ranks) that train one network together, started by ``torchrun``.
 
-Every rank does the same job in step. Rank 0 alone reads and writes results and speaks: what it
-reads, the others get from it (``share``). Before ranks wait for each other's gradients they make
-sure that none of them has run into a problem (``agree``), so that an error is raised on all.
+All ranks run the same job in lockstep. Only rank 0 reads and writes results and prints; it sends
+what it reads to the others (``share``). Before ranks wait for each other's gradients, they check
+that none has met a problem (``agree``), so that an error is raised on all ranks.
 """
 
 import gc
@@ -23,16 +23,16 @@ from regrow.errors import RanksLost, RegrowError, StoreError
 
 T = TypeVar("T")
 
-# What torchrun (and launchers like it) tells each process that it starts.
+# Environment variables that torchrun (and similar launchers) set for each process.
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# A rank that ends is noticed at once, by its connections. One that is late is waited for: rank 0
-# may be solving for a network's weights anew, or wait for another run's job.
+# A rank that ends is noticed at once, because its connections close. A late rank is waited for:
+# rank 0 may be reconstructing weights, or waiting for another run's job.
 PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among those that train together; alone unless there are several."""
+    """The rank of this process and the number of ranks; by default a single process."""
 
     rank: int = 0
     size: int = 1
@@ -48,7 +48,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, make: Callable[[], T]) -> T:
-        """Return what rank 0 makes, on every rank; what it raises instead is raised on every."""
+        """Call ``make`` on rank 0, and return its result or raise its error on every rank."""
         if not self.together:
             return make()
         box: list[Any] = [None]
@@ -67,7 +67,7 @@ class Ranks:
         return shared
 
     def agree(self, problem: RegrowError | None) -> None:
-        """Raise the problem of any rank on every rank; of several, that of the lowest."""
+        """Raise any rank's problem on every rank; if several have one, that of the lowest rank."""
         if self.together and self.most(int(problem is not None)):
             problems: list[RegrowError | None] = [None] * self.size
             _answered(lambda: dist.all_gather_object(problems, problem))
@@ -77,7 +77,7 @@ class Ranks:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Do something on each rank, and agree afterwards that it went well."""
+        """Run the block on each rank; if it failed on any of them, raise on all."""
         problem: RegrowError | None = None
         try:
             yield
@@ -86,7 +86,7 @@ class Ranks:
         self.agree(problem)
 
     def most(self, number: int) -> int:
-        """Return the greatest of the numbers that the ranks give."""
+        """Return the maximum of ``number`` over all ranks."""
         if not self.together:
             return number
         box = torch.tensor(number)
@@ -94,7 +94,7 @@ class Ranks:
         return int(box)
 
     def add_(self, tensor: Tensor) -> None:
-        """Make a tensor the sum of those of all ranks, in place, on its device."""
+        """Sum a tensor over all ranks, in place, on its device."""
         if self.together:
             _answered(lambda: dist.all_reduce(tensor))
 
@@ -108,42 +108,42 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def join() -> Ranks:
-    """Meet the other ranks; returns when all are there."""
-    # Before there is a group, because this module's functions have the group of that moment for a
-    # default: imported later, as wrapping a network for several ranks does, they keep the group and
-    # its threads beyond `leave`, and a thread that wants the interpreter while that ends aborts.
+    """Join the process group; returns when all ranks have joined."""
+    # Imported before the group exists, because the default arguments of this module's functions
+    # capture the current group. Imported later (as wrapping a network in DistributedDataParallel
+    # does), they keep the group and its threads alive beyond `leave`, and a thread that needs the
+    # interpreter during its shutdown aborts the process.
     import_module("torch.distributed.nn.functional")
-    # Small messages and CPUs speak gloo, GPUs nccl - unless two ranks have to share one, which nccl
-    # refuses.
+    # Small messages and CPUs use gloo, GPUs nccl, unless ranks share a GPU, which nccl refuses.
     gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= local else "gloo", timeout=PATIENCE)
     return current()
 
 
 def current() -> Ranks:
-    """Return this process's place among those that it has joined."""
+    """Return this process's rank in its group; ``ALONE`` without a group."""
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return Ranks(rank=dist.get_rank(), size=dist.get_world_size())
 
 
 def leave() -> None:
-    """Part from the other ranks, in good order: together."""
-    # Who tears its connections down while another still speaks may abort.
+    """Leave the process group, together with the other ranks."""
+    # A barrier, because closing connections while another rank still communicates may abort.
     current().most(0)
-    gc.collect()  # a network that was wrapped for several ranks holds the group, and may be garbage
+    gc.collect()  # an unreferenced network wrapped for several ranks would keep the group alive
     dist.destroy_process_group()
 
 
 def own_device(device: str) -> str:
-    """Return the device that this rank takes where ``cuda`` is asked for: each its own."""
+    """Return this rank's device: ``cuda`` becomes its own GPU, such as ``cuda:1``."""
     if device != "cuda" or not current().together:
         return device
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def _answered(speak: Callable[[], object]) -> None:
-    """Speak to the other ranks; if one has ended, nothing more can be done here."""
+    """Communicate with the other ranks; raise ``RanksLost`` if that fails, e.g. one has ended."""
     try:
         speak()
     except RuntimeError as error:
@@ -151,9 +151,9 @@ def _answered(speak: Callable[[], object]) -> None:
 
 
 def lost(error: Exception) -> RanksLost:
-    """Word that ranks cannot continue together, because of what happened to one of them."""
+    """Return the error that the ranks cannot continue, because one of them failed."""
     reason = shorten(str(error).partition("\n")[0], 160)
     return RanksLost(
         f"The ranks cannot continue: another ended, or this one failed ({type(error).__name__}: "
-        f"{reason}). What was saved is kept."
+        f"{reason}). Saved results and checkpoints are kept."
     )

@@ -1,14 +1,14 @@
-"""Durations as people write and read them: ``1:23`` on a clock, ``3.2 days`` in a sentence."""
+"""Format and parse durations: ``1:23`` as a clock, ``3.2 days`` in a sentence."""
 
 import re
 
 from regrow.errors import ConfigError
 
-DAYS_FROM = 48 * 3600  # seconds; more hours than that say little
+DAYS_FROM = 48 * 3600  # seconds from which durations are given in days
 
 
 def clock(seconds: float) -> str:
-    """Write a duration as a clock shows it, and in days where the hours are many.
+    """Format a duration as a clock, or in days from 48 hours on.
 
     >>> clock(7.2), clock(83), clock(4000), clock(276_000)
     ('0:07', '1:23', '1:06:40', '3.2 days')
@@ -21,7 +21,7 @@ def clock(seconds: float) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Write about how long something takes.
+    """Format an approximate duration for a sentence.
 
     >>> in_words(7.2), in_words(600), in_words(36_000), in_words(276_000), in_words(2e8)
     ('7 seconds', '10 minutes', '10.0 hours', '3.2 days', '2,315 days')
@@ -39,7 +39,7 @@ _CLOCK = re.compile(r"(?:([0-9]+)-)?(?:([0-9]+):)?([0-9]+):([0-9]+)")
 
 
 def read_duration(text: str) -> float:
-    """Return the seconds of a duration in words or as a clock, also as SLURM writes it.
+    """Parse a duration, with units or as a clock (also in SLURM's format), and return seconds.
 
     >>> [read_duration(text) for text in ("9m", "1h30m", "0.5h", "45", "2-00:00:00", "9:30")]
     [540.0, 5400.0, 1800.0, 45.0, 172800.0, 570.0]
@@ -68,7 +68,7 @@ def _days(seconds: float) -> str:
 
 
 def epochs_in_words(epochs: float | None) -> str:
-    """Word a number of epochs; empty where there is none.
+    """Format a number of epochs; empty for None.
 
     >>> epochs_in_words(8), epochs_in_words(1), epochs_in_words(None), epochs_in_words(3.59694)
     ('8 epochs', '1 epoch', '', '3.597 epochs')

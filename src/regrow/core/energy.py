@@ -1,12 +1,11 @@
-"""The energy that a job takes, by counters of the machine, where these can be read.
+"""The energy that a job uses, measured by the machine's counters where they can be read.
 
-Linux counts what processor packages take, and memory where it has a counter of its own
-(``/sys/class/powercap``, RAPL); NVIDIA's library counts what a GPU takes (the extra ``energy``).
-Such counters are of a whole machine and a whole GPU, so a job gets a share of what they count while
-it runs: of the processor by its part of the processor's time, a way that Scaphandre takes too; both
-divided by the number of jobs that share this process at that moment. Work of other programs on a
-GPU cannot be told apart, and is counted in. ``whole_joules`` is what the counters counted without
-any division.
+Linux counts the energy of processor packages, and of memory if it has a separate counter
+(``/sys/class/powercap``, RAPL); NVIDIA's library counts that of a GPU (the extra ``energy``).
+The counters cover the whole machine and the whole GPU, so a job is assigned a share of what they
+count while it runs: of the processor in proportion to its processor time, as Scaphandre does; both
+divided by the number of jobs that run in this process at that moment. Other programs' work on a
+GPU cannot be separated, and is included. ``whole_joules`` is the undivided energy.
 """
 
 import os
@@ -21,14 +20,14 @@ from typing import Any, Protocol
 
 POWERCAP = Path("/sys/class/powercap")
 STAT = Path("/proc/stat")
-READ = ("package", "dram")  # zones that add up; "core" lies within a package, "psys" around all
-MOST_WATTS = 500.0  # of a zone: sets after how long its counter may have gone round
+READ = ("package", "dram")  # disjoint zones; "core" is part of a package, "psys" includes both
+MOST_WATTS = 500.0  # maximum power of a zone: sets how soon its counter may wrap around
 UNREAD = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """The joules of a job, and what the counters counted as a whole; or why they are unknown."""
+    """The joules of a job, and the undivided ones of the counters; or why they are unknown."""
 
     joules: float = 0.0
     whole_joules: float = 0.0
@@ -37,7 +36,7 @@ class Energy:
 
     @classmethod
     def from_json(cls, value: Any) -> "Energy":
-        """Read what ``to_json`` wrote; what has none of it was not measured."""
+        """Read what ``to_json`` returned; anything else counts as not measured."""
         if not isinstance(value, Mapping) or UNREAD in value or "joules" not in value:
             why = value.get(UNREAD, "") if isinstance(value, Mapping) else ""
             return cls(unknown=why or "it was not measured")
@@ -48,7 +47,7 @@ class Energy:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a record keeps it."""
+        """Return it as stored in a record."""
         if self.unknown:
             return {UNREAD: self.unknown}
         return {
@@ -58,7 +57,7 @@ class Energy:
         }
 
     def __add__(self, other: "Energy") -> "Energy":
-        """Add up; unknown where one of them is."""
+        """Return the sum; unknown if either is unknown."""
         if self.unknown or other.unknown:
             return Energy(unknown=self.unknown or other.unknown)
         return Energy(
@@ -69,25 +68,25 @@ class Energy:
 
 
 class Counter(Protocol):
-    """A counter of energy that only grows, but for going round."""
+    """An energy counter, which increases until it wraps around."""
 
     @property
     def name(self) -> str:
-        """Its name for people."""
+        """Its display name."""
 
     @property
     def of_gpu(self) -> bool:
-        """True if it is of a GPU, whose work no processor time tells apart."""
+        """True if it counts a GPU, whose energy is not divided by processor time."""
 
     @property
     def most_seconds(self) -> float:
-        """The seconds between two readings that leave no doubt how often it went round."""
+        """The most seconds between two readings within which it wraps around at most once."""
 
     def read(self) -> float:
-        """Return what it stands at, in joules."""
+        """Return its current value, in joules."""
 
     def between(self, before: float, after: float) -> float:
-        """Return the joules from one reading to the next."""
+        """Return the joules between two readings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,21 +100,21 @@ class Zone:
 
     @property
     def most_seconds(self) -> float:
-        """The seconds that it takes to go round at the most power there can be."""
+        """The seconds in which it wraps around at maximum power."""
         return self.range_joules / MOST_WATTS
 
     def read(self) -> float:
-        """Return what it stands at, in joules."""
+        """Return its current value, in joules."""
         return int(self.file.read_text()) / 1e6
 
     def between(self, before: float, after: float) -> float:
-        """Return the joules in between; it begins at zero again when it is full."""
+        """Return the joules between two readings, allowing for one wrap-around."""
         return (after - before) % self.range_joules
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """The counter of an NVIDIA GPU; in millijoules since its driver was loaded."""
+    """The energy counter of an NVIDIA GPU: millijoules since its driver was loaded."""
 
     name: str
     millijoules: Callable[[], int]
@@ -123,17 +122,17 @@ class Gpu:
     most_seconds: float = float("inf")
 
     def read(self) -> float:
-        """Return what it stands at, in joules."""
+        """Return its current value, in joules."""
         return self.millijoules() / 1e3
 
     def between(self, before: float, after: float) -> float:
-        """Return the joules in between."""
+        """Return the joules between two readings."""
         return after - before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """The counters of a machine for one device; or why there are none."""
+    """The energy counters for jobs on one device; or why there are none."""
 
     found: tuple[Counter, ...] = ()
     unknown: str = ""
@@ -141,7 +140,7 @@ class Counters:
 
 @cache
 def counters(device: str) -> Counters:
-    """Find the counters for jobs on a device: the processor's, and those of a GPU it names."""
+    """Find the counters for jobs on a device: the processor's, and the GPU's if it is one."""
     try:
         zones, why = rapl_zones(POWERCAP), ""
     except OSError as error:
@@ -155,40 +154,41 @@ def counters(device: str) -> Counters:
 
 
 def no_zones(folder: Path) -> str:
-    """Word that a machine has no counters of its processor."""
+    """Return the message that a machine has no energy counters of its processor."""
     return f"this machine has no energy counters in {folder}"
 
 
 def unreadable(error: OSError) -> str:
-    """Word that a counter is there and may not be read."""
+    """Return the message that a counter exists but may not be read."""
     return (
-        f"{error.filename} cannot be read ({error.strerror}); its owner, root, may allow it: "
+        f"{error.filename} cannot be read ({error.strerror}); its owner, root, can allow it: "
         f"chmod a+r"
     )
 
 
 def rapl_zones(folder: Path) -> tuple[Zone, ...]:
-    """Return the zones of packages and memory that can be read; an ``OSError`` where one cannot."""
+    """Return the zones of packages and memory; raise ``OSError`` if one cannot be read."""
     zones = []
-    for place in sorted(folder.glob("intel-rapl:*")):  # of AMD's processors too
+    for place in sorted(folder.glob("intel-rapl:*")):  # so named for AMD processors too
         name = (place / "name").read_text().strip()
         if name.partition("-")[0] in READ:
             above = place.name.split(":")[1]
             label = name if name.startswith("package") else f"{name} of package-{above}"
             largest = int((place / "max_energy_range_uj").read_text()) / 1e6
             zone = Zone(name=label, file=place / "energy_uj", range_joules=largest)
-            zone.read()  # is refused here rather than after a training
+            zone.read()  # fails here rather than after a training
             zones.append(zone)
     return tuple(zones)
 
 
 def _gpu(device: str) -> tuple[Gpu | None, str]:
-    """Return the counter of a GPU as PyTorch numbers it, or why there is none."""
+    """Return the counter of a GPU, by PyTorch's device name, or None and the reason."""
     try:
         import pynvml
     except ImportError:
         return None, (
-            "the energy of a GPU is read by NVIDIA's library: pip install 'regrow[energy]'"
+            "NVIDIA's library, which reads the energy of GPUs, is missing: pip install "
+            "'regrow[energy]'"
         )
     import torch
 
@@ -202,24 +202,24 @@ def _gpu(device: str) -> tuple[Gpu | None, str]:
 
         millijoules()
     except pynvml.NVMLError as error:
-        return None, f"NVIDIA's library reads no energy of {properties.name}: {error}"
+        return None, f"NVIDIA's library cannot read the energy of {properties.name}: {error}"
     return Gpu(name=properties.name, millijoules=millijoules), ""
 
 
 @dataclass(frozen=True)
 class ProcessorTime:
-    """Seconds of processors in use: by this process, and by all programs of the machine."""
+    """Processor seconds used by this process, and by all processes of the machine."""
 
     own: float
     all: float
 
 
 def processor_time() -> ProcessorTime:
-    """Read them; of a machine that does not say it, this process is taken for all there is."""
+    """Return the processor time; if the machine's is not known, it is taken as this process's."""
     own = time.process_time()
     try:
         fields = STAT.read_text().split("\n", 1)[0].split()[1:]
-        # user nice system idle iowait irq softirq steal: without those that wait
+        # user nice system idle iowait irq softirq steal: all but idle, iowait and steal
         ticks = sum(int(fields[i]) for i in (0, 1, 2, 5, 6))
         return ProcessorTime(own, ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, IndexError, ValueError):
@@ -233,12 +233,12 @@ class _Reading:
     values: tuple[float, ...]  # of the counters
 
 
-_RUNNING: "list[EnergyMeter]" = []  # of this process, whose share in it is one over their number
+_RUNNING: "list[EnergyMeter]" = []  # in this process; each gets an equal share of its energy
 _LOCK = Lock()
 
 
 class EnergyMeter:
-    """Adds up what one job takes, from reading to reading."""
+    """Adds up the energy of one job, from reading to reading."""
 
     def __init__(
         self,
@@ -261,11 +261,11 @@ class EnergyMeter:
         return self._total
 
     def add(self, earlier: Energy) -> None:
-        """Count what the job took before it was resumed, which may be unknown."""
+        """Add the energy used before the job was resumed, which may be unknown."""
         self._total = self._total + earlier
 
     def read(self) -> None:
-        """Read the counters, and give this job its share of what was taken since."""
+        """Read the counters, and add this job's share of the energy since the last reading."""
         with _LOCK:
             self._read()
 
@@ -276,7 +276,7 @@ class EnergyMeter:
             now = _Reading(
                 self._clock(), self._used(), tuple(counter.read() for counter in self._counters)
             )
-        except Exception as error:  # of a driver, too, which is no reason to stop a training
+        except Exception as error:  # e.g. of a driver; no reason to stop a training
             self._total = Energy(unknown=f"a counter failed: {error}")
             return
         if self._last is not None:
@@ -292,7 +292,7 @@ class EnergyMeter:
         for counter, (first, last) in zip(self._counters, pairs, strict=True):
             if seconds > counter.most_seconds:
                 return Energy(
-                    unknown=f"{counter.name} may have gone round more than once in "
+                    unknown=f"{counter.name} may have wrapped around more than once in "
                     f"{seconds:.0f} s without a reading"
                 )
             taken = counter.between(first, last)
@@ -303,9 +303,9 @@ class EnergyMeter:
 
 @contextmanager
 def metered(meter: EnergyMeter) -> Iterator[EnergyMeter]:
-    """Measure what is done inside; jobs at once in one process share its part evenly."""
+    """Measure the energy of the block; concurrent jobs of a process share its part equally."""
     with _LOCK:
-        for other in _RUNNING:  # so that in each interval the number of jobs is one
+        for other in _RUNNING:  # so that the number of jobs is constant between two readings
             other._read()
         _RUNNING.append(meter)
         meter._read()

@@ -1,4 +1,4 @@
-"""The machines that do a command's jobs, and the limits it keeps: one value for all commands."""
+"""The devices and machines that run a command's jobs, and their limits: one value for all."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,24 +7,25 @@ from regrow.core.durations import read_duration
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, short, unknown
 
-RETRIES = 3  # of a job that met what may pass
+RETRIES = 3  # of a job that failed for a reason that may be temporary
 AT_LEAST_NONE = "an int of at least 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """The machines, the number of jobs at once, and the time and the tries that they have.
+    """Where jobs run, how many at once, and their limits of time and retries.
 
-    Every command that trains takes these as options of the same names, and so do ``run_study`` and
-    ``compare`` in Python.
+    Every command that trains has options of the same names, as have ``run_study`` and ``compare``
+    in Python.
 
     Attributes:
-        workers: jobs at once; 0: in this process; None: one per core, or as many as pay on a GPU.
-        device, devices: where networks run; ``devices``: "all" GPUs of this machine.
-        on, address: "ray", and the head of its cluster.
-        checkpoint_seconds: between two checkpoints of a training.
-        stop_after: seconds since this value was made, or a text such as "1h30m".
-        retries: how often a job is tried again after what may pass.
+        workers: number of concurrent jobs; 0: in this process; None: one per core, or on a GPU the
+            number that was measured to be fastest.
+        device, devices: where networks run; ``devices="all"``: all GPUs of this machine.
+        on, address: "ray", and the address of its cluster's head.
+        checkpoint_seconds: seconds between two checkpoints of a training.
+        stop_after: seconds from the creation of this value, or a text such as "1h30m".
+        retries: how often a job is tried again after a failure that may be temporary.
     """
 
     workers: int | None = None
@@ -66,18 +67,18 @@ class Execution:
 
     @property
     def first(self) -> str:
-        """The device that stands for all of them, before PyTorch is imported."""
+        """The first of the devices, found without importing PyTorch."""
         return "cuda:0" if self.devices else self.device.partition(",")[0].strip()
 
     @property
     def seconds_left(self) -> float | None:
-        """The seconds until the time is over; None if it has no end."""
+        """The seconds until the time limit; None without a limit."""
         if self.stop_after is None:
             return None
         return float(self.stop_after) - (time.monotonic() - self._began)
 
     def check_hours(self, hours: float | None) -> None:
-        """Refuse to fit work into hours by the speed of this machine where others do it."""
+        """Refuse ``hours``, estimated by this machine's speed, if other machines run the jobs."""
         if hours is not None and self.on is not None:
             raise ConfigError(
                 "--hours is estimated from the speed of this machine, but --on ray runs on others. "

@@ -1,8 +1,8 @@
 """A lock for PyTorch's process-global random generators.
 
-The default random generators are of that kind: building a network and dropout draw from them. Who
-draws does so within ``drawing``, so that trainings in several threads of one process find the
-numbers that each of them would find alone.
+Building a network and dropout draw from PyTorch's default generators. All code that does so runs
+within ``drawing``, so that trainings in several threads of one process draw the same numbers as
+each would alone.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ TURN = RLock()
 
 @contextmanager
 def drawing(seed: int, *, device: "torch.device | None" = None) -> Iterator[None]:
-    """Start the default generators of the CPU (and of a GPU) from a seed, and put them back after.
+    """Seed the default generators of the CPU (and of a GPU), and restore their state on exit.
 
-    One thread at a time is inside; it may enter again.
+    Only one thread at a time can be inside; it may enter again.
     """
     import torch
 
-    # Not torch.random.fork_rng and torch.manual_seed: they ask every kind of device, which costs
-    # 176 us a step; this costs 4, where a step of the smallest networks takes 5,000.
+    # Not torch.random.fork_rng and torch.manual_seed: they go through every type of device, which
+    # costs 176 us a step. This costs 4 us; a step of the smallest networks takes 5,000 us.
     generators = [torch.default_generator]
     if device is not None and device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])

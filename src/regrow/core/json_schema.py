@@ -1,7 +1,7 @@
-"""JSON schemas of values: from annotations, from registries, and from what a check accepts.
+"""JSON schemas of values, derived from annotations, registries and the values' own checks.
 
-A schema made here never refuses what the check itself accepts: bounds are found by asking it, and
-names are taken in each spelling in which a registry knows them.
+A schema made here never refuses what the check itself accepts: bounds are found by calling the
+check, and names are accepted in every spelling that a registry accepts.
 """
 
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Schema = dict[str, Any]
-Accepts = Callable[[Any], object]  # raises a ``ConfigError`` for what it does not accept
+Accepts = Callable[[Any], object]  # raises a ``ConfigError`` for a value that it does not accept
 
 NOTHING: Schema = {"type": "null"}
 TEXT: Schema = {"type": "string", "pattern": r"\S"}
@@ -32,18 +32,18 @@ TINY = 1e-9
 
 
 def any_of(*options: Schema) -> Schema:
-    """Return what fits one of several schemas."""
+    """Return a schema for values that match one of several schemas."""
     distinct = [option for i, option in enumerate(options) if option not in options[:i]]
     return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
 
 
 def one_or_list(item: Schema, **of_list: Any) -> Schema:
-    """Return what fits a value, or a list of such values."""
+    """Return a schema for a single value or a list of such values."""
     return any_of(item, {"type": "array", "items": item, **of_list})
 
 
 def an_object(properties: Mapping[str, Schema], *, required: Iterable[str] = ()) -> Schema:
-    """Return what fits a mapping of known keys."""
+    """Return a schema for a mapping with these keys and no others."""
     needed = {"required": [*required]} if required else {}
     return {
         "type": "object",
@@ -54,15 +54,15 @@ def an_object(properties: Mapping[str, Schema], *, required: Iterable[str] = ())
 
 
 def described(forms: Mapping[str, Schema], about: Mapping[str, str]) -> dict[str, Schema]:
-    """Return the schemas of keys, in the order of ``about``, each with its line.
+    """Return the schemas of keys, in the order of ``about``, each with its description.
 
-    A key whose form is not known may be anything.
+    A key without a schema in ``forms`` accepts any value.
     """
     return {key: {"description": text, **forms.get(key, {})} for key, text in about.items()}
 
 
 def of_type(hint: Any) -> Schema:
-    """Return what fits a type annotation; anything for those that say nothing about JSON.
+    """Return the schema of a type annotation; one for any value if it has no JSON equivalent.
 
     >>> of_type(tuple[float, ...] | None)
     {'anyOf': [{'type': 'array', 'items': {'type': 'number'}}, {'type': 'null'}]}
@@ -86,8 +86,9 @@ def of_fields(
 ) -> dict[str, Schema]:
     """Return the schemas of a dataclass's fields: type, bounds and default.
 
-    ``make`` builds it from keyword arguments, and is asked for the bounds of each number. ``forms``
-    are those that say more than the annotation does; ``names`` those wanted, else all.
+    ``make`` builds the dataclass from keyword arguments, and is called to find the bounds of each
+    number. ``forms`` has the schemas of fields whose annotation says too little; ``names`` limits
+    the result to these fields.
     """
     hints = get_type_hints(cls)
     properties = {}
@@ -104,12 +105,12 @@ def of_fields(
 
 
 def asking(make: Callable[..., object], name: str) -> Accepts:
-    """Return what asks ``make`` whether it accepts a value for one keyword argument."""
+    """Return a function that passes a value to ``make`` as one keyword argument, as a check."""
     return lambda value: make(**{name: value})
 
 
 def with_bounds(hint: Any, accepts: Accepts) -> Schema:
-    """Return what fits an annotation, its numbers within what is accepted of them."""
+    """Return the schema of an annotation, with the bounds of the numbers that are accepted."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any_of(*(with_bounds(option, accepts) for option in inner))
@@ -124,7 +125,7 @@ def with_bounds(hint: Any, accepts: Accepts) -> Schema:
 
 
 def _least_int(accepts: Accepts) -> Schema:
-    """Return the least number accepted, where it is one of the first few."""
+    """Return the lower bound of the integers accepted, if it is 0, 1 or 2."""
     for least in (0, 1, 2):
         if _fits(accepts, least):
             return {} if _fits(accepts, least - 1) else {"minimum": least}
@@ -132,7 +133,7 @@ def _least_int(accepts: Accepts) -> Schema:
 
 
 def _interval(accepts: Accepts) -> Schema:
-    """Return the ends at 0 and at 1 of the numbers accepted, and whether these belong to them."""
+    """Return the bounds of the numbers accepted, if these are 0 or 1, inclusive or exclusive."""
     inside = _fits(accepts, 0.5) or _fits(accepts, 2.0)
     bounds: Schema = {}
     if inside and not _fits(accepts, -TINY):
@@ -153,9 +154,10 @@ def _fits(accepts: Accepts, value: Any) -> bool:
 
 
 def spelled(names: Iterable[str]) -> Schema:
-    """Return what fits registered names as registries take them: in any case, dashes or none.
+    """Return a schema for registered names, in every spelling that registries accept.
 
-    A name that ends in a colon is a prefix. The names come first, for editors to offer.
+    That is in any case, with or without separators. A name that ends in a colon is a prefix. The
+    exact names come first, so that editors suggest them.
 
     >>> [bool(re.search(spelled(["vgg-16"])["anyOf"][1]["pattern"], n)) for n in ("VGG_16", "vgg")]
     [True, False]
@@ -168,7 +170,7 @@ def spelled(names: Iterable[str]) -> Schema:
 
 
 def _letters(name: str) -> str:
-    """Return a pattern for a name in any case, with or without what separates its parts."""
+    """Return a pattern for a name in any case, with or without separators."""
     letters = [letter for letter in name if letter != "-"]
     each = [
         f"[{letter.lower()}{letter.upper()}]" if letter.isalpha() else re.escape(letter)
@@ -178,10 +180,10 @@ def _letters(name: str) -> str:
 
 
 def a_choice(functions: Mapping[str, Mapping[str, Any]]) -> Schema:
-    """Return what fits a registered name, or a mapping with arguments for its function.
+    """Return a schema for a registered name, or a mapping of it and arguments for its function.
 
-    ``functions`` are the arguments of each name, with their defaults; where these are numbers,
-    numbers are taken.
+    ``functions`` are the arguments of each name, with their defaults; an argument whose default is
+    a number must be one.
     """
     options = [
         an_object(
@@ -199,7 +201,7 @@ def _like(default: Any) -> Schema:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it."""
+    """Return a value as a type that JSON has."""
     if isinstance(value, Choice):
         return value.to_json()
     return [*value] if isinstance(value, tuple) else value

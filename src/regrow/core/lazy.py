@@ -6,7 +6,7 @@ from typing import Any
 
 
 def exports(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__`` (PEP 562): each name comes from one of its modules.
+    """Return a package's ``__getattr__`` (PEP 562), which imports each name from its module.
 
     ``modules`` maps the modules of ``package`` to the names that they export.
     """

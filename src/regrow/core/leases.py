@@ -1,16 +1,16 @@
-"""Leases on folders: which process works on a job, also where several machines share them.
+"""Leases on folders: which process runs a job, also if several machines share a store.
 
-    running/<key>/lock/owner    who holds the job, and a number that goes up while it lives
+    running/<key>/lock/owner    the job's holder, and a counter that it increments while it is alive
 
-A lease is taken by renaming a folder that is complete: over one that is there this fails, so of
-several that try, one has it. A process of the same machine that died is told at once, because its
-lock (flock) on the file died with it. Any other holder is judged by the number alone: where it has
-not changed for ``LEASE_SECONDS`` of the reader's own clock, the holder is dead, cut off or frozen,
-and its lease is moved out of the way. Clocks of different machines are never compared.
+A lease is taken by renaming a complete folder to ``lock``, which fails if that exists, so only one
+of several processes succeeds. A dead process of the same machine is detected at once, because its
+lock (flock) on the file ended with it. Any other holder is judged by the counter alone: if it has
+not changed for ``LEASE_SECONDS`` by the reader's own clock, the holder is dead, disconnected or
+frozen, and its lease is moved aside. Clocks of different machines are never compared.
 
-Who was taken for dead and was not finds another's lease in the place of its own, and gives up. What
-it does until then harms nobody: records are stored under their content's key, the first one wins,
-and all else is written complete and renamed.
+A holder that was wrongly taken for dead finds another's lease in place of its own, and gives up.
+Until then it does no harm: the first record under a key wins, and all other files are written
+completely before they are renamed.
 """
 
 import errno
@@ -32,9 +32,9 @@ from regrow.errors import StoreError
 LOCK, OWNER = "lock", "owner"
 LEASE_VARIABLE = "REGROW_LEASE_SECONDS"
 LEASE_SECONDS = 60.0
-RENEWALS = 6  # in that time: several may be missed
-WIDTH = 512  # bytes of the file, always: it is rewritten in place
-ATTEMPTS = 10  # a folder that changes that often under one's hands is somebody's
+RENEWALS = 6  # within LEASE_SECONDS, so that several can be missed
+WIDTH = 512  # fixed size of the owner file in bytes, because it is rewritten in place
+ATTEMPTS = 10  # a folder that keeps changing through so many is in use by another process
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -52,13 +52,13 @@ def lease_seconds() -> float:
 
 
 class SilenceWatch:
-    """A reader's own memory of what holders wrote, and since when by its own clock."""
+    """What a reader last saw in each owner file, and since when, by its own clock."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def is_silent(self, lock: Path, content: bytes) -> bool:
-        """Return whether a holder's file has not changed for as long as a lease lasts."""
+        """Return whether an owner file has not changed for the duration of a lease."""
         now = time.monotonic()
         seen = self._seen.get(lock)
         if seen is None or seen[0] != content:
@@ -79,34 +79,34 @@ class Lease:
         self.token = f"{this_process()}-{os.urandom(4).hex()}"
 
     def is_lost(self) -> bool:
-        """Tell, by a look, whether another process has taken the job over."""
+        """Return whether another process has taken the job over, by reading the owner file."""
         self._lost = self._lost or not self._is_mine()
         return self._lost
 
     def write(self) -> None:
-        """Say who holds it, with a number that was not there before."""
+        """Write the holder and an incremented counter to the owner file."""
         self._count += 1
         owner = {"host": platform.node(), "count": self._count, "token": self.token}
         os.pwrite(self._handle, json.dumps(owner).encode().ljust(WIDTH), 0)
 
     def renew(self) -> None:
-        """Show that this process lives, unless the lease is another's by now."""
+        """Show that this process is alive, unless another process has taken the lease."""
         with self._busy:
             if self._handle < 0 or self.is_lost():
                 return
-            with suppress(OSError):  # a full or absent disk: it may be back the next time
+            with suppress(OSError):  # a full or absent disk may be back at the next renewal
                 self.write()
-                os.fsync(self._handle)  # other hosts see it only then
+                os.fsync(self._handle)  # only then visible to other hosts
 
     def release(self) -> None:
-        """Let others have the job."""
+        """Give up the lease, so that other processes can take the job."""
         _HEART.discard(self)
         with self._busy:
             if not self.is_lost():
                 _move_away(self._lock, self.token)
             os.close(self._handle)
             self._handle = -1
-        with suppress(OSError):  # not empty: a checkpoint waits, or somebody was faster
+        with suppress(OSError):  # not empty: it has a checkpoint, or another process's lease
             self._lock.parent.rmdir()
 
     def _is_mine(self) -> bool:
@@ -115,13 +115,13 @@ class Lease:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            return error.errno != errno.ESTALE  # what cannot be read now is not another's yet
+            return error.errno != errno.ESTALE  # unreadable does not mean taken over
 
 
 def take(folder: Path, watch: SilenceWatch) -> Lease | None:
-    """Make a job's folder and take its lease; None when another living process holds it."""
+    """Create a job's folder and take its lease; return None if another live process holds it."""
     lock = folder / LOCK
-    if folder.is_symlink():  # to a folder of somebody's, where nothing is to be written or removed
+    if folder.is_symlink():  # to a foreign folder, where nothing may be written or removed
         raise StoreError(f"{folder} is a link, which the folder of a job never is. Remove it.")
     try:
         for _ in range(ATTEMPTS):
@@ -139,10 +139,13 @@ def take(folder: Path, watch: SilenceWatch) -> Lease | None:
 
 
 def is_held(folder: Path, watch: SilenceWatch) -> bool:
-    """Return whether a living process works in a folder, as far as its holder's machine is known."""
+    """Return whether a live process holds a folder; other hosts' processes until they are silent.
+
+    Unreadable owner files count as held.
+    """
     lock = folder / LOCK
     try:
-        handle = os.open(lock / OWNER, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hold it up
+        handle = os.open(lock / OWNER, os.O_RDONLY | os.O_NONBLOCK)  # or opening a pipe would block
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
     try:
@@ -157,14 +160,14 @@ def is_held(folder: Path, watch: SilenceWatch) -> bool:
 
 
 def _take_free(folder: Path) -> Lease | None:
-    """Take the lease of a folder that has none; None when there is one now."""
+    """Take the lease of a folder that has none; return None if another process was faster."""
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f".{LOCK}-{os.urandom(8).hex()}"
     try:
         fresh.mkdir()
         handle = os.open(fresh / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     except FileNotFoundError:
-        return None  # its last holder removed the folder between the lines
+        return None  # its last holder removed the folder meanwhile
     lease = Lease(folder, handle)
     try:
         lease.write()
@@ -183,7 +186,7 @@ def _take_free(folder: Path) -> Lease | None:
 
 
 def _take_over(folder: Path, watch: SilenceWatch) -> tuple[Lease | None, bool]:
-    """Take a lease that is there from a holder that is gone; else tell whether it is held."""
+    """Take an existing lease if its holder is dead; return the lease, and whether it is held."""
     lock = folder / LOCK
     try:
         handle = os.open(lock / OWNER, os.O_RDWR | os.O_NONBLOCK)
@@ -209,7 +212,7 @@ def _take_over(folder: Path, watch: SilenceWatch) -> tuple[Lease | None, bool]:
 
 
 def _remove_old_lock(folder: Path) -> None:
-    """Remove the lock file of an earlier version, if nobody holds it."""
+    """Remove the lock file of an earlier version, if no process holds it."""
     with suppress(FileNotFoundError):
         handle = os.open(folder / LOCK, os.O_RDWR)
         try:
@@ -220,19 +223,19 @@ def _remove_old_lock(folder: Path) -> None:
 
 
 def _move_away(lock: Path, token: str) -> None:
-    """Remove a lease by one rename, if it is still the one with this token."""
+    """Remove a lease atomically, by a rename, if it still has this token."""
     aside = lock.with_name(f".{LOCK}-{os.urandom(8).hex()}")
     with suppress(FileNotFoundError):
         lock.rename(aside)
         if _token(_read(aside / OWNER)) != token:
-            with suppress(OSError):  # somebody has it by now, and the other finds that out
+            with suppress(OSError):  # if it was taken again meanwhile, the other holder notices
                 aside.rename(lock)
                 return
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _locked(handle: int, kind: int) -> bool:
-    """Lock an open file; False when another process has, or where there are no such locks."""
+    """Lock an open file; return False if another process holds it, or locks are not supported."""
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -245,7 +248,7 @@ def _locked(handle: int, kind: int) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Return whether an open file is still the one at its place."""
+    """Return whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -263,7 +266,7 @@ def _read(path: Path) -> bytes:
 def _token(content: bytes) -> str:
     try:
         owner: Any = json.loads(content)
-    except ValueError:  # nothing of it has reached this host yet
+    except ValueError:  # its content is not visible on this host yet
         return ""
     token = owner.get("token") if isinstance(owner, dict) else None
     return token if isinstance(token, str) else ""
@@ -282,7 +285,7 @@ class _Heart:
         self._thread: threading.Thread | None = None
 
     def add(self, lease: Lease) -> None:
-        lease_seconds()  # one that cannot be meant is said here, not in the thread
+        lease_seconds()  # raises an invalid setting here rather than in the thread
         with self._changing:
             self._leases.add(lease)
             if self._thread is None or not self._thread.is_alive():
@@ -296,7 +299,7 @@ class _Heart:
     def _beat(self) -> None:
         while True:
             pause = LEASE_SECONDS / RENEWALS
-            with suppress(StoreError):  # said where a lease is taken; the others go on
+            with suppress(StoreError):  # raised where a lease is taken; other leases go on
                 pause = lease_seconds() / RENEWALS
             time.sleep(pause)
             with self._changing:

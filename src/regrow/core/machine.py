@@ -1,6 +1,6 @@
-"""The processor, its cores, and the versions of packages that something is computed with.
+"""The processor, its cores and the versions of packages, for records.
 
-The machine itself is never named.
+The machine's name is never recorded.
 """
 
 import os
@@ -14,7 +14,7 @@ PACKAGES = ("regrow", "torch", "numpy")
 
 @cache
 def processor() -> str:
-    """Return the processor's model, or its architecture where the system does not say."""
+    """Return the processor's model, or its architecture if the system does not say."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -44,7 +44,7 @@ def versions() -> str:
 
 
 def version_of(package: str) -> str:
-    """Return an installed package's version; code that is only on the path has none."""
+    """Return an installed package's version, or "(not installed)" if it is only on the path."""
     try:
         return version(package)
     except PackageNotFoundError:

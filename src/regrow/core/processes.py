@@ -1,8 +1,7 @@
 """Processes that write to a store, and the temporary file names that identify them.
 
-A store may lie on a folder that several machines share. What a killed process left behind is
-removed by a later one of the same machine, which can tell that the process is gone; what belongs
-to another machine is left alone.
+Several machines can share a store. Files left by a killed process are removed by a later process of
+the same machine, which can tell that it is dead; files of other machines are left alone.
 """
 
 import os
@@ -12,14 +11,14 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
-HOST_VARIABLE = "REGROW_HOST"  # stands in for this machine's identity, in tests
+HOST_VARIABLE = "REGROW_HOST"  # replaces this machine's identity, in tests
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NUMBERS = count()
 _NEW = re.compile(r"\.(?P<name>.+)\.(?P<holder>[0-9a-z]+-[0-9]+-[0-9]+-[0-9]+)\.[0-9]+\.new")
 
 
 def host() -> str:
-    """Return what no other running machine has: the identity of this start of its kernel."""
+    """Return an identity that no other running machine has: the kernel's boot id."""
     given = os.environ.get(HOST_VARIABLE)
     if given:
         return _plain(given)
@@ -30,12 +29,12 @@ def host() -> str:
 
 
 def this_process() -> str:
-    """Name this process: its host, the space that its number counts in, its number and start."""
+    """Return a unique name of this process: host, PID namespace, PID and start time."""
     return f"{host()}-{_space()}-{os.getpid()}-{_started(os.getpid())}"
 
 
 def is_gone(process: str) -> bool:
-    """Return whether a named process is known to have ended; of other hosts nothing is known."""
+    """Return whether a process has certainly ended; False for processes of other hosts."""
     *place, number, started = process.split("-")
     if place != [host(), str(_space())]:
         return False
@@ -52,12 +51,12 @@ def is_gone(process: str) -> bool:
 
 
 def fresh_name(name: str) -> str:
-    """Return a hidden name beside a file's own, to write it under before it is renamed."""
+    """Return a unique hidden name, under which a file is written before it is renamed."""
     return f".{name}.{this_process()}.{next(_NUMBERS)}.new"
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file's name is one that is written under before a rename.
+    """Return whether a file's name is a temporary one, as ``fresh_name`` makes them.
 
     >>> is_temporary(fresh_name("store")), is_temporary(".store.123.new"), is_temporary("a.json")
     (True, True, False)
@@ -66,7 +65,7 @@ def is_temporary(name: str) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a temporary file is one that nobody is going to rename any more.
+    """Return whether a file is a temporary one whose process has ended.
 
     >>> is_litter(fresh_name("store")), is_litter(".store.999999999.new"), is_litter("a.json")
     (False, True, False)
@@ -76,7 +75,7 @@ def is_litter(name: str) -> bool:
     found = _NEW.fullmatch(name)
     if found is not None:
         return is_gone(found["holder"])
-    number = name.split(".")[-2]  # as earlier versions named them, which knew one host
+    number = name.split(".")[-2]  # the format of earlier versions, which supported one host
     return number.isdecimal() and is_gone(f"{host()}-{_space()}-{number}-")
 
 
@@ -88,7 +87,7 @@ def _plain(text: str) -> str:
 
 @cache
 def _space() -> int:
-    """Number the space in which process numbers count: containers have their own."""
+    """Return the number of the PID namespace, as each container has its own."""
     try:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
@@ -96,7 +95,7 @@ def _space() -> int:
 
 
 def _started(process: int) -> int | None:
-    """Return when a process started, in ticks of its kernel: it tells a number used again."""
+    """Return a process's start time in kernel ticks, which distinguishes reused PIDs."""
     try:
         text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -1,7 +1,7 @@
 """Check that a record has the structure that jobs write, before a report uses it.
 
-A seal says that nothing was changed since it was written, and nothing of who wrote it: a shared
-store may hold what another program, or version, has put there.
+A digest shows that a record was not changed, but not what wrote it: a shared store may contain
+records of another program or version.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ LARGEST = 1e300
 
 
 class FieldShape(NamedTuple):
-    """The kind of value that a field must be, in words and as a check."""
+    """The kind of value that a field must have, in words and as a check."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -37,7 +37,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is a number, a text, nothing, texts, or these by name."""
+    """Return whether a value is None, a number, a text, a list of texts, or a mapping of these."""
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     return value is None or _is_text(value) or _is_small_number(value) or _are_texts(value)
@@ -68,7 +68,7 @@ def _is_timing(value: Any) -> bool:
 
 
 def _is_architecture(value: Any) -> bool:
-    """Return whether groups can be counted by it; whether it can be built, its own reader says."""
+    """Return whether its groups can be counted; its own reader checks whether it can be built."""
     cuts = value.get("cuts") if isinstance(value, dict) else None
     return isinstance(cuts, list) and all(
         isinstance(cut, dict)
@@ -104,10 +104,10 @@ SHAPES: Mapping[str, FieldShape] = {
 def unmeant(
     record: Mapping[str, Any], *, scores: Sequence[str] = (), own: bool = False
 ) -> str | None:
-    """Say what no job writes, of a record: a text or a list for a number, no score at all.
+    """Return how a record differs from those that jobs write, such as a missing score; else None.
 
-    ``scores`` are the metric of its job, if it has one, and that of its error; ``own`` is said of a
-    training function of one's own, which names its metrics.
+    ``scores`` are the names of its job's metric, if it has one, and of the metric's error. ``own``:
+    the job is a user's training function, which names its metrics itself.
     """
     if missing := [name for name in _needed(record, scores, own) if record.get(name) is None]:
         return f"it has no {missing[0]!r}"
@@ -123,7 +123,7 @@ def unmeant(
 
 
 def _needed(record: Mapping[str, Any], scores: Sequence[str], own: bool) -> tuple[str, ...]:
-    """Name the fields that a report counts on."""
+    """Return the names of the fields that a report requires."""
     if not scores:
         return ()
     if own:

@@ -1,9 +1,9 @@
-"""Names of models, data sets, criteria, methods and arms, and where they come from.
+"""Registries of models, data sets, criteria, methods and arms by name.
 
-The folder is the registry: every module of a registry's package registers what it holds when it is
-imported. Names are read off the source of these modules, so that a module is imported (and PyTorch
-with it) only when its value is used. Installed packages add theirs through entry points of the same
-group (``regrow.models``, ...), and ``load_file`` adds a single file (``--with file.py``).
+The folder is the registry: every module of a registry's package registers its values when it is
+imported. Names are read from the source of these modules, so that a module (and PyTorch) is
+imported only when its value is used. Installed packages add values through entry points of the
+group of the same name (``regrow.models``, ...), and ``load_file`` adds a file (``--with file.py``).
 """
 
 import ast
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def canonical(name: str) -> str:
-    """Write a name the way registries compare names; what follows a colon (a path) is left alone.
+    """Normalise a name for comparison; the part after a colon (a path) is left unchanged.
 
     >>> canonical("VGG_16"), canonical("hf:Some/Path_1")
     ('vgg-16', 'hf:Some/Path_1')
@@ -40,14 +40,15 @@ def canonical(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Outside(Generic[T]):
-    """Names that stand for values which nobody registered, such as a function of a user's file.
+    """Names that work without registration, such as a function of a user's file.
 
     Attributes:
-        is_name: tells these names from registered ones; asked of any text.
+        is_name: whether a text is such a name rather than a registered one.
         value: makes the value of such a name.
-        origin: the file that the value's code lies in, or the package.
-        identity: what keys say of a name, beside its code; the name itself unless given.
-        code: what else keys have to say; None: the digest of the origin, where that is a file.
+        origin: the file that contains the value's code, or the package.
+        identity: the part of job keys that identifies a name; by default the name.
+        code: the part of job keys that identifies its code; None: the digest of the origin, if
+            that is a file.
     """
 
     is_name: Callable[[str], bool]
@@ -61,9 +62,9 @@ class Registry(Generic[T]):
     """Map names to values of one kind, filled from a package's modules on first use.
 
     ``register`` is the name of the function or decorator that registers, whose first argument is
-    the registered name; ``modules`` are modules outside the package that hold values as well;
-    ``outside`` knows names that are not registered, which stand as they are given; ``also`` has
-    other words for registered names.
+    the registered name. ``modules`` are modules outside the package that register values as well.
+    ``outside`` handles names that need no registration, which are used unchanged. ``also`` maps
+    aliases to registered names.
     """
 
     def __init__(
@@ -90,10 +91,10 @@ class Registry(Generic[T]):
     def add(
         self, name: str, value: T, *, origin: Callable[..., object] | str | None = None
     ) -> None:
-        """Register a value; a name taken by another file is refused, its own file may repeat it.
+        """Register a value; raise ``ConfigError`` if another file has registered its name.
 
-        ``origin`` is a function of that file, or the file. A name that ends in a colon (``hf:``) is
-        a prefix: it serves every name that begins so.
+        ``origin`` is the file that registers, or a function in it. A name that ends in a colon
+        (``hf:``) is a prefix: it matches every name that begins with it.
         """
         key = canonical(name)
         source = _source_of(origin) if callable(origin) else origin or self.package
@@ -112,7 +113,7 @@ class Registry(Generic[T]):
             _ELSEWHERE.add(source)
 
     def get(self, name: str) -> T:
-        """Return the value of a name; a ``ConfigError`` offers the nearest names."""
+        """Return the value of a name; if unknown, raise ``ConfigError`` with similar names."""
         if self.outside is None and isinstance(name, str) and name in self._values:
             return self._values[name]
         key = self.key(name)
@@ -120,14 +121,14 @@ class Registry(Generic[T]):
             return self.outside.value(key)
         if key not in self._values:
             _import(self._declared().module_of[key])
-        if key not in self._values:  # its module registers it under a condition that does not hold
+        if key not in self._values:  # its module registers it conditionally, and did not
             self._discover()
         return self._values[self.key(name)]
 
     def key(self, name: str) -> str:
-        """Return the registered name (or prefix) that a user's name stands for.
+        """Return the registered name (or prefix) that a user's spelling matches.
 
-        Imports nothing where the source of the package's modules shows the name.
+        Imports nothing if the name can be read from the source of the package's modules.
         """
         if not isinstance(name, str):
             raise ConfigError(f"A {self.kind} name must be a text. Got {name!r}.")
@@ -162,7 +163,7 @@ class Registry(Generic[T]):
     def name_of(self, value: T) -> str | None:
         """Return the name that a value is registered under, or None."""
         if not any(known is value for known in self._values.values()):
-            self._discover()  # what no file has registered so far may be a built-in one
+            self._discover()  # it may be built in, in a module that is not imported yet
         return next((name for name, known in self._values.items() if known is value), None)
 
     def added(self) -> tuple[str, ...]:
@@ -170,14 +171,14 @@ class Registry(Generic[T]):
         return tuple(name for name in self._origins if name not in self._own)
 
     def known(self) -> tuple[str, ...]:
-        """Return every registered name, sorted; imports nothing where the source shows them."""
+        """Return every registered name, sorted; imports nothing if the source shows all of them."""
         declared = self._declared()
         if not declared.complete or entry_points(group=self.package):
             return self.names()
         return tuple(sorted({**declared.module_of, **self._values}))
 
     def __contains__(self, name: object) -> bool:
-        """Return whether a value is a registered name, as it was registered."""
+        """Return whether a value is a registered name, in its registered spelling."""
         return isinstance(name, str) and (name in self._values or name in self.known())
 
     def origin(self, name: str) -> str:
@@ -188,21 +189,21 @@ class Registry(Generic[T]):
         return self._origins[self.key(name)]
 
     def identity(self, name: str) -> str:
-        """Return what keys say of a name, beside its code."""
+        """Return the part of job keys that identifies a name, apart from its code."""
         outside = self.outside is not None and self.outside.is_name(name)
         return self.outside.identity(name) if outside and self.outside is not None else name
 
     def is_own(self, name: str) -> bool:
-        """Return whether the code behind a name is known to be part of regrow itself."""
+        """Return whether the code of a name is known to be part of regrow itself."""
         if self.outside is not None and self.outside.is_name(name):
             return Path(self.outside.origin(name)).is_relative_to(PACKAGE)
         self.get(name)  # its module may not be imported yet
         return self.key(name) in self._own
 
     def code(self, name: str) -> str | None:
-        """Digest the file behind a name that is not part of regrow itself, else None.
+        """Return the digest of a name's file if it is not part of regrow itself, else None.
 
-        Goes into job keys, so that an edited criterion does not find its old results.
+        It is part of job keys, so that results of an edited criterion are not reused.
         """
         if self.outside is not None and self.outside.is_name(name):
             code = self.outside.code(name)
@@ -213,13 +214,13 @@ class Registry(Generic[T]):
         return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
 
     def _declared(self) -> "_Declared":
-        """Return the names that the source of this registry's modules shows."""
+        """Return the names that can be read from the source of this registry's modules."""
         return _declared(self.package, self.modules, self.register)
 
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True  # first, because the modules below may ask for names themselves
+        self._discovered = True  # first, because the modules below may look up names themselves
         try:
             for module in _modules(self.package, self.modules):
                 _import(module)
@@ -228,13 +229,13 @@ class Registry(Generic[T]):
                 point.load()
             _ELSEWHERE.intersection_update(before)  # every process finds these by itself
         except ConfigError:
-            self._discovered = False  # so that a name is not called unknown for another file's sake
+            self._discovered = False  # or names would count as unknown because another file failed
             raise
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """Registered names that stand in the source, and whether these are all that there are."""
+    """Registered names found in the source, and whether these are all names."""
 
     module_of: Mapping[str, str]
     complete: bool
@@ -242,14 +243,14 @@ class _Declared:
 
 @cache
 def _declared(package: str, modules: tuple[str, ...], register: str) -> _Declared:
-    """Read the names off the calls of ``register`` in the source of modules."""
+    """Read the names from the calls of ``register`` in the source of modules."""
     module_of: dict[str, str] = {}
-    twice: set[str] = set()  # importing both says what is wrong
+    twice: set[str] = set()  # importing both modules raises the error
     complete = True
     for module in _modules(package, modules):
         calls = _calls(module)
         if calls is None:
-            complete = False  # importing it says what is wrong
+            complete = False  # importing it raises the error
             continue
         for name in calls.get(register, ()):
             if name is None:
@@ -262,10 +263,10 @@ def _declared(package: str, modules: tuple[str, ...], register: str) -> _Declare
 
 @cache
 def _calls(module: str) -> Mapping[str, Sequence[str | None]] | None:
-    """Return the first arguments of all calls in a module, by the name of what is called.
+    """Return the first arguments of all calls in a module, by the name of the called function.
 
-    None stands for an argument that is no plain text, and for a source that is no Python. Several
-    registries ask of one module.
+    An argument that is not a string literal is None; the result is None if the source is not valid
+    Python. Cached, because several registries read the same module.
     """
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -304,7 +305,7 @@ def _import(module: str) -> None:
 
 
 def _match(name: str, registered: Mapping[str, object]) -> str | None:
-    """Return the known name (or prefix) that a user's name stands for, if there is one."""
+    """Return the registered name (or prefix) that a user's spelling matches, or None."""
     wanted = canonical(name)
     prefix = wanted.partition(":")[0] + ":"
     if wanted in registered:
@@ -316,27 +317,27 @@ def _match(name: str, registered: Mapping[str, object]) -> str | None:
 
 
 def place_in(file: Path, error: BaseException) -> str:
-    """Return the line of a file that an error was raised in, or from: ``, line N``, or nothing."""
+    """Return the last line of a file in an error's traceback as ``, line N``, or an empty text."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
     return f", line {lines[-1]}" if lines else ""
 
 
 _LOADED: list[Path] = []
-_WITH = "regrow_with_"  # begins the names of modules made of files
-_ELSEWHERE: set[str] = set()  # sources of what was registered outside this package
+_WITH = "regrow_with_"  # prefix of the names of modules loaded from files
+_ELSEWHERE: set[str] = set()  # files outside this package that registered something
 
 
 def registered_elsewhere() -> tuple[str, ...]:
-    """Return where parts come from that a new process would not find: scripts, notebooks, files.
+    """Return the scripts and notebooks whose registered values a new process would not find.
 
-    Files of ``load_file`` and installed packages are left out: these are found again.
+    Files loaded by ``load_file`` and installed packages are left out, as a new process finds these.
     """
     known = {str(file) for file in _LOADED}
     return tuple(sorted(source for source in _ELSEWHERE if source not in known))
 
 
 def load_file(path: str | Path, *, where: str | None = None) -> None:
-    """Import one Python file for what it registers; ``where`` is what messages call it."""
+    """Import a Python file so that it registers its values; ``where`` names it in messages."""
     file, where = Path(path).resolve(), where or f"--with {path}"
     if file in _LOADED:
         return
@@ -357,7 +358,7 @@ def load_file(path: str | Path, *, where: str | None = None) -> None:
 
 
 def loaded_files() -> tuple[Path, ...]:
-    """Return the files loaded so far, for handing on to worker processes."""
+    """Return the files loaded so far, to pass them to worker processes."""
     return tuple(_LOADED)
 
 
@@ -368,9 +369,9 @@ def check_arguments(
     where: str,
     reserved: Iterable[str] = (),
 ) -> None:
-    """Refuse keyword arguments that a factory does not take, offering the nearest of those it does.
+    """Raise ``ConfigError`` for keyword arguments that a factory does not take, suggesting similar.
 
-    ``reserved`` are parameters that the caller fills in itself; a user may not give them.
+    ``reserved`` are parameters that the caller sets itself; a user may not give them.
     """
     names = [
         parameter.name
@@ -386,7 +387,7 @@ def check_arguments(
 def check_numbers(
     function: Callable[..., object], arguments: Mapping[str, object], *, where: str
 ) -> None:
-    """Refuse what is no number for a keyword argument whose default is one."""
+    """Raise ``ConfigError`` if an argument is not a number although its default is one."""
     parameters = inspect.signature(function).parameters
     for name, value in arguments.items():
         if is_number(parameters[name].default) and not is_number(value):
@@ -394,7 +395,7 @@ def check_numbers(
 
 
 def calling_file(depth: int = 2) -> str:
-    """Return the file of the code that calls (``depth`` frames up), for values without a source."""
+    """Return the file of the calling code (``depth`` frames up), for values without a source."""
     return sys._getframe(depth).f_code.co_filename
 
 

@@ -1,4 +1,4 @@
-"""Randomness has a name: every generator derives from (seed, purpose), never from global state."""
+"""Random generators derived from a seed and a named purpose, never from global state."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """Derive a 63-bit seed from a study's seed and what it is for.
+    """Derive a 63-bit seed from a study's seed and a purpose.
 
     >>> derive(0, "shuffle", 3) == derive(0, "shuffle", 3)
     True

@@ -1,4 +1,4 @@
-"""Digests of a user's source files: of one file, with what it imports from its own folder."""
+"""Digests of a user's source file, including the files of its folder that it imports."""
 
 import ast
 import hashlib
@@ -9,9 +9,9 @@ from regrow.errors import ConfigError, short
 
 
 def digest_of_source(file: Path) -> str:
-    """Digest a Python file and the files beside it that it imports, directly or not.
+    """Return the digest of a Python file and of the files in its folder that it imports.
 
-    Other modules, which are installed, do not count, and neither do paths: the same files in
+    Indirect imports count too; installed modules do not, and neither do paths: the same files in
     another folder have the same digest.
     """
     texts = {path.name: path.read_bytes() for path in sources(file)}
@@ -20,7 +20,7 @@ def digest_of_source(file: Path) -> str:
 
 
 def sources(file: Path) -> tuple[Path, ...]:
-    """Return a Python file and those of its folder that it imports, directly or not."""
+    """Return a Python file and the files of its folder that it imports, directly or indirectly."""
     found: dict[Path, None] = {}
     waiting = [file.resolve()]
     while waiting:
@@ -34,7 +34,7 @@ def sources(file: Path) -> tuple[Path, ...]:
 
 
 def _imported(file: Path) -> Iterator[str]:
-    """Yield where the modules that a file imports would lie in its folder."""
+    """Yield the paths that the modules imported by a file would have in its folder."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:

@@ -1,23 +1,23 @@
-"""Text from any source, made safe to show: invisible and control characters are written out.
+"""Make untrusted text safe to show, by escaping invisible and control characters.
 
-Names come from study files, file names and other people's packages. A control character moves a
-terminal's cursor, a direction character turns round the text behind it, and half a pair of
-surrogates cannot be written to a file at all.
+Names come from study files, file names and other packages. A control character moves a terminal's
+cursor, a direction character reverses the text after it, and an unpaired surrogate cannot be
+written to a file at all.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-_JOINERS = "\u200c\u200d"  # which letters of some scripts, and emoji, need
-# Everything that may have to be written out, for a quick look at text that is mostly plain.
+_JOINERS = "\u200c\u200d"  # needed by some scripts and by emoji, so not escaped
+# All characters that may need escaping, as a fast test for text that is mostly plain.
 _SUSPECT = re.compile("[^\t\n\x20-\x7e\xa1-\xac\xae-\u02ff\u0370-\u05ff]")
 _BREAKS = re.compile("[\t\n]")
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
 
 
 def visible(text: str) -> str:
-    r"""Write control and direction characters as escapes; line ends and tabs stay.
+    r"""Escape control and direction characters; newlines and tabs stay.
 
     >>> visible("a\x1b[31mb"), visible("\u202egnp.exe"), visible("naïve 中文")
     ('a\\x1b[31mb', '\\u202egnp.exe', 'naïve 中文')
@@ -26,7 +26,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Write a text that stands in one line, such as a name: line ends and tabs are escapes too.
+    r"""Escape a text to be shown on one line, such as a name: newlines and tabs as well.
 
     >>> one_line("a\nb")
     'a\\nb'
@@ -35,7 +35,7 @@ def one_line(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    r"""Escape what Markdown or a browser would read as markup, or as the end of a table's cell.
+    r"""Escape characters that Markdown or a browser would read as markup or a table's cell border.
 
     >>> markdown_text("**b** <i> | a_b")
     '\\*\\*b\\*\\* &lt;i&gt; \\| a\\_b'
@@ -45,7 +45,7 @@ def markdown_text(text: str) -> str:
 
 
 def code_span(text: str) -> str:
-    """Write a name as Markdown shows code; within it nothing is markup but its own quote.
+    """Return a name as a Markdown code span, its backticks replaced by quotes.
 
     >>> code_span("a`b\\nc")
     "`a'b\\\\nc`"
@@ -54,7 +54,7 @@ def code_span(text: str) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Join items as in a sentence.
+    """Join items with commas and "and".
 
     >>> listed(["a", "b", "c"])
     'a, b and c'
@@ -63,7 +63,7 @@ def listed(items: Sequence[str]) -> str:
 
 
 def first_few(items: Iterable[str], most: int) -> list[str]:
-    """Return the first items, and at the end how many more there are.
+    """Return the first items, followed by the number of those left out.
 
     >>> first_few("abcd", 2)
     ['a', 'b', '2 more']

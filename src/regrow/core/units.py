@@ -1,10 +1,9 @@
 """Units: what pruning methods remove from networks, as values in a registry.
 
-A unit says all that follows from it: where the units of a network are, how a choice of them is
-applied and counted, whether a layer may lose all of them. Units are either cut out, so that the
-network is smaller, or masked: held at zero in a network of full size. A new unit is one file, in
-the folder ``units`` or the user's own, that calls ``register_unit``; methods, masks and records
-name it.
+A ``Unit`` defines where a network's units are, how a selection of them is applied and counted, and
+whether a layer may lose all of them. Units are either cut out, so that the network gets smaller, or
+masked: held at zero in a network of full size. A new unit is one file, in the folder ``units`` or
+the user's own, that calls ``register_unit``; methods, masks and records refer to it by name.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -30,28 +29,28 @@ def _one_each(_model: "nn.Module", group: "Group") -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A kind of thing that pruning methods remove, and all that follows from it.
+    """A kind of unit that pruning methods remove, such as channels or single weights.
 
     Either ``cut`` and ``silence`` are given (units are cut out), or ``weights`` (they are masked).
 
     Attributes:
-        about: one line for people.
+        about: a one-line description.
         groups: finds the units of a network: ``(model, trace, scope) -> groups by name``.
         cut: cuts a mask's units out of a copy of a network, in place: ``(copy, mask, trace)``.
-        silence: sets them to zero instead; what ``cut`` leaves has to equal that network.
+        silence: sets them to zero instead; the cut network must compute the same as this one.
         weights: which single weights of a parameter stay: ``(kept, parameter's name, model)`` to
             booleans that broadcast over the parameter.
-        shape: of a group's entry in a mask; by default ``[units]``.
-        sizes: counts the numbers of each parameter that stay, for quick counts of costs:
-            ``(mask, model, trace) -> counts by parameter``. Of masked units it is known; of
+        shape: the shape of a group's entry in a mask; by default ``[units]``.
+        sizes: counts the remaining elements of each parameter, to count costs quickly:
+            ``(mask, model, trace) -> counts by parameter``. Not needed for masked units; for
             others without it, costs are counted by cutting.
         keep_alive: ``(kept, scores, trace) -> (kept, groups that got a unit back)``, so that no
             layer is emptied. None: layers may lose all their units.
-        left_out: names the groups of a trace that are not in a scope, with the reason.
-        given_by_shares: whether the share of each group alone gives the architecture, for a scope.
-        narrows: whether layers get narrower, so that those that read them can be repaired.
+        left_out: returns the groups of a trace that are not in a scope, with the reason.
+        given_by_shares: whether each group's kept share determines the architecture, for a scope.
+        narrows: whether layers get narrower, so that the layers that read them can be repaired.
         unstructured: whether the units are single weights.
-        exponent: FLOPs go down about as the share of kept units to this power.
+        exponent: FLOPs are roughly proportional to the kept share of units to this power.
     """
 
     about: str
@@ -92,5 +91,5 @@ def register_unit(name: str, unit: Unit) -> Unit:
 
 
 def masked_units() -> list[str]:
-    """Name the registered units that are held at zero, for messages."""
+    """Return the names of the registered units that are masked, for messages."""
     return [name for name in UNITS.names() if UNITS.get(name).masked]

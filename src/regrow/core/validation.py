@@ -1,4 +1,4 @@
-"""Checks of values from users: numbers, texts, lists and mappings."""
+"""Checks of user input: numbers, texts, lists and mappings."""
 
 import math
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_int(value: object, *, least: int | None = None) -> TypeGuard[int]:
-    """Return whether a value is a whole number (true and false are none), of at least ``least``.
+    """Return whether a value is an int, but not a bool, of at least ``least``.
 
     >>> is_int(0), is_int(0, least=1), is_int(2.0), is_int(True)
     (True, False, False, False)
@@ -27,7 +27,7 @@ def is_int(value: object, *, least: int | None = None) -> TypeGuard[int]:
 
 
 def check_kind(value: object, kind: type | tuple[type, ...], wanted: str) -> None:
-    """Raise a ``ConfigError`` if an argument is of another kind than is ``wanted``.
+    """Raise ``ConfigError``, with the message ``wanted``, unless a value is of a type ``kind``.
 
     >>> check_kind(3, str, "'code' must be a text")
     Traceback (most recent call last):
@@ -38,7 +38,7 @@ def check_kind(value: object, kind: type | tuple[type, ...], wanted: str) -> Non
 
 
 def path_of(value: object, what: str) -> Path:
-    """Return the path that a text or a path names; anything else is a ``ConfigError``.
+    """Convert a text or path to a ``Path``; raise ``ConfigError`` for anything else.
 
     >>> path_of("small", "A folder").name
     'small'
@@ -51,7 +51,7 @@ def path_of(value: object, what: str) -> Path:
 
 
 def percent(value: object) -> str:
-    """Say how a number that looks like percents is written as a share; else nothing.
+    """Return a hint for a number that looks like a percentage, where a share is expected.
 
     >>> percent(50.0), percent(-1), percent(1.5)
     (' For 50 % write 0.5.', '', '')
@@ -62,7 +62,7 @@ def percent(value: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite number (true and false are none) that a float can hold.
+    """Return whether a value is a finite number, but not a bool, that a float can represent.
 
     >>> is_number(1), is_number(float("nan")), is_number("1"), is_number(10**400)
     (True, False, False, False)
@@ -73,9 +73,9 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def whole_as_floats_(value: "DataclassInstance") -> None:
-    """Turn whole numbers in a frozen dataclass's fields of floats into floats, in place.
+    """Convert ints in a frozen dataclass's float fields to floats, in place.
 
-    So ``lr: 1`` and ``lr: 1.0`` are one value, with one digest.
+    So ``lr: 1`` and ``lr: 1.0`` are the same value, with the same digest.
     """
     for field in fields(value):
         number = getattr(value, field.name)
@@ -84,7 +84,7 @@ def whole_as_floats_(value: "DataclassInstance") -> None:
 
 
 def mapping(value: Any, where: str, known: Collection[str]) -> dict[str, Any]:
-    """Return a mapping that has no other keys than those known."""
+    """Return the mapping as a dict; raise ``ConfigError`` if it is none or has unknown keys."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
     refuse_unknown(value, known, kind="key", where=where)
@@ -94,7 +94,7 @@ def mapping(value: Any, where: str, known: Collection[str]) -> dict[str, Any]:
 def refuse_unknown(
     names: Iterable[object], known: Collection[str], *, kind: str, where: str
 ) -> None:
-    """Refuse a name that is not known, offering the nearest of those that are."""
+    """Raise ``ConfigError`` for a name that is not known, suggesting similar ones."""
     for name in names:
         if name not in known:
             raise ConfigError(f"{where}: {unknown(kind, str(name), known)}")
@@ -116,24 +116,24 @@ def _as_json(value: Any) -> Any:
 
 
 def tuples(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping with tuples in place of lists."""
+    """Return the mapping with its lists converted to tuples."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
 
 
 def text(value: Any, field: str) -> str:
-    """Return a text that is one."""
+    """Return the text; raise ``ConfigError`` if it is not a text or is blank."""
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"The {field!r} must be a text. Got {short(value)}.")
     return value
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list, of a single value if it is none."""
+    """Return a list or tuple as a list; wrap any other value in one."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def entry_of(value: Any, axis: str, known: Collection[str]) -> dict[str, Any]:
-    """Read an entry of an axis: a name alone, or a mapping with a name in it."""
+    """Return an axis's entry, a name or a mapping with a name, as a mapping."""
     value_named = {"name": value} if isinstance(value, str) else value
     entry = mapping(value_named, f"{axis}: an entry", known)
     if "name" not in entry:
@@ -142,7 +142,7 @@ def entry_of(value: Any, axis: str, known: Collection[str]) -> dict[str, Any]:
 
 
 def refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
-    """Refuse a name that stands twice in a list."""
+    """Raise ``ConfigError`` if a name occurs twice in a list."""
     for name, times in Counter(names).items():
         if times > 1:
             raise ConfigError(f"{axis}: {name!r} occurs twice; {remedy}.")
