@@ -164,9 +164,7 @@ def test_alone_everything_is_ones_own() -> None:
 
 
 def test_a_lost_rank_is_worded_with_its_reason() -> None:
-    with pytest.raises(
-        RanksLost, match=r"cannot continue.*RuntimeError: closed\).*are kept"
-    ):
+    with pytest.raises(RanksLost, match=r"cannot continue.*RuntimeError: closed\).*are kept"):
         raise lost(RuntimeError("closed\nmore"))
 
 

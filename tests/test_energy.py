@@ -192,7 +192,10 @@ def test_a_gpu_is_read_by_nvidias_library_and_not_divided_by_processor_time(
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_without_a_counter_or_a_library_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    assert counters("cuda").unknown == "NVIDIA's library cannot read the energy of A GPU: Not Supported"
+    assert (
+        counters("cuda").unknown
+        == "NVIDIA's library cannot read the energy of A GPU: Not Supported"
+    )
     counters.cache_clear()
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "pip install 'regrow[energy]'" in counters("cuda").unknown

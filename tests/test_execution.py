@@ -84,7 +84,7 @@ def test_reproduction_stops_when_its_time_is_over(command: Command) -> None:
         *("--workers", "0", "--stop-after", "0.001s"),
     )
     assert ended.code == 130
-    assert "Stopped at the end of the time it was given: 0 of" in ended.err
+    assert "Stopped at its time limit: 0 of" in ended.err
 
 
 def test_study_from_python_stops_when_its_time_is_over(command: Command, tmp_path: Any) -> None:

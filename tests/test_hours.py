@@ -224,7 +224,7 @@ def test_a_kept_budget_of_another_shape_is_refused(changes: dict[str, Any]) -> N
     sound: dict[str, Any] = {"hours": 1.0, "epochs": 3, "of": 9, "seconds": 5.0, "workers": 1}
     sound |= {"left_out": [], "machine": "m", "date": "d", "axis": [3, 9]}
     assert Fit.from_json(sound).axis == (3, 9)
-    with pytest.raises(StoreError, match=r"What the store keeps of --hours .* Remove its hours"):
+    with pytest.raises(StoreError, match=r"The store's decision on --hours .* Remove its hours"):
         Fit.from_json(sound | changes)
 
 

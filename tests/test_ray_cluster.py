@@ -177,7 +177,8 @@ def test_a_token_that_the_cluster_does_not_have_ends_in_a_message(
     driver = start(tmp_path, "x", "--on", "ray", "--address", two_nodes.address, **token)
     assert driver.wait(TIMEOUT) == 2
     told = (tmp_path / "log-x").read_text()
-    assert f"The Ray cluster at {two_nodes.address} takes tasks, but none" in " ".join(told.split())
+    text = f"The Ray cluster at {two_nodes.address} accepts tasks, but none"
+    assert text in " ".join(told.split())
     assert "RAY_AUTH_MODE=token is set here" in " ".join(told.split())
     assert "Traceback" not in told
 

@@ -330,7 +330,7 @@ def test_duration_that_cannot_be_meant_is_refused(text: str) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_run_stops_in_good_order_when_its_time_is_over(store: Store, workers: int) -> None:
     job = Walk(name="job", steps=100_000, seconds=0.001)
-    with pytest.raises(Interrupted, match="end of the time it was given: 0 of 1") as e:
+    with pytest.raises(Interrupted, match="at its time limit: 0 of 1") as e:
         run([job], store, workers=workers, stop_after=4.0 if workers else 0.3)
     assert e.value.by == signal.SIGINT
     assert store.snapshot().paused == {job.key} or workers
@@ -366,7 +366,7 @@ def test_command_ends_with_the_code_of_what_stopped_it(command: Command, tmp_pat
     write_study(tmp_path, recipe={"epochs": 1000, "batch": 20, "lr": 0.05, "precision": "fp32"})
     ended = command("run", "study.yaml", "--workers", "0", "--stop-after", "0.5s")
     assert ended.code == 130
-    assert "Stopped at the end of the time it was given: 0 of" in ended.err
+    assert "Stopped at its time limit: 0 of" in ended.err
     assert "The same command resumes: regrow run study.yaml --workers 0" in ended.err
     assert command("run", "study.yaml", "--stop-after", "soon").code == 2
 

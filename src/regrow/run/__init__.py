@@ -1,10 +1,10 @@
-"""Run the jobs that are missing from a store, here or in worker processes.
+"""Run the jobs that are missing from a store, in this process, in workers or on a cluster.
 
     summary = run(study.jobs(), store, workers=2, on_event=show)
 
-The path of a job: ``schedule`` says which is next, ``coordinator`` hands it to one of the
-``executors`` or to a ``worker`` process, which stores what it finds; ``events`` tell of it,
-``display`` shows.
+The path of a job: ``schedule`` chooses the next one, ``coordinator`` passes it to one of the
+``executors`` or to a ``worker`` process, which runs it and stores its result; ``events`` report
+its progress, ``display`` shows it.
 """
 
 from collections.abc import Callable, Iterable
@@ -55,10 +55,10 @@ def run_as(
     on_event: Callable[[Event], None] | None = None,
     script_again: bool = True,
 ) -> Summary:
-    """Do jobs on the machines, and within the limits, that a user asked for; see ``run``."""
+    """Run jobs where, and within the limits, that a user's ``execution`` asks for; see ``run``."""
     platform = None
     if execution.on is not None:
-        from regrow.run.on_ray import on_ray  # a name of the package is the module's
+        from regrow.run.on_ray import on_ray  # here, as it would shadow the module of this name
 
         platform = on_ray(execution.address)
     return run(
@@ -76,7 +76,7 @@ def run_as(
 
 
 def check_machines(execution: Execution) -> None:
-    """Refuse a device that this machine does not have; a cluster's own are its own affair."""
+    """Raise ``ConfigError`` for a device that this machine does not have; clusters check theirs."""
     if execution.on is None:
         for name in _devices(execution):
             check_device(name)
@@ -87,7 +87,7 @@ def _devices(execution: Execution) -> tuple[str, ...]:
 
 
 def devices_of(text: str, *, every: bool = False) -> tuple[str, ...]:
-    """Return the devices that a text names; with ``every`` all GPUs of this machine.
+    """Return the devices named in a text; with ``every``, all GPUs of this machine.
 
     >>> devices_of("cuda:0, cuda:1"), devices_of("cpu")
     (('cuda:0', 'cuda:1'), ('cpu',))
@@ -112,7 +112,7 @@ def _numbered(device: str) -> bool:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have, by using it."""
+    """Raise ``ConfigError`` if a small computation on a device fails."""
     if device == "cpu":
         return
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

@@ -1,4 +1,4 @@
-"""Run jobs: hand out what is missing from a store, hear of it, try again, tell the user."""
+"""Run the jobs missing from a store: pass them to an executor, retry failures, emit events."""
 
 import signal
 import threading
@@ -24,17 +24,17 @@ from regrow.run.troubles import Tries
 from regrow.run.worker import device_workers, worker_processes
 from regrow.store import Store
 
-THREADS = 4  # for digests, which are computed without the interpreter's lock
+THREADS = 4  # for digests, which are computed without holding the GIL
 TELL_SECONDS = 0.25
-TELLING = 1e-4  # of the work: a smaller share, such as a pruning alone, tells nothing of the rest
-# Watched for so long before anything is said: less shows steps that wait for others, not a rate.
+TELLING = 1e-4  # share of the work: less, such as a pruning alone, says nothing about the rate
+# Measured for at least this long before a rate is given: in less time, waiting dominates.
 LEAST_SECONDS = 5.0
-HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
-# So many trainings of a function of the user's own may fail, or end without finite numbers, before
-# the others are left, unless one of them succeeded.
+HELD_SECONDS = 0.2  # how often to check a job that another run is working on
+# After so many trainings by a user's function have failed, or ended without finite numbers, its
+# other jobs are not started, unless one of them succeeded.
 FAULTS = 2
-# A scheduler that said SIGTERM says SIGKILL soon, SLURM after 30 s: jobs that have not saved by
-# then continue from their last checkpoints.
+# A scheduler sends SIGKILL soon after SIGTERM, SLURM after 30 s: jobs that have not saved by then
+# continue from their last checkpoints.
 GRACE_SECONDS = 8.0
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -68,21 +68,25 @@ def run(
     retries: int = RETRIES,
     on: Platform | None = None,
 ) -> Summary:
-    """Do jobs and all they depend on, as far as the store does not have them.
+    """Run jobs and all jobs that they depend on, unless the store has their records.
 
-    By default there is one worker process per core, so that a crash ends no more than its job; with
-    ``workers=0`` the work is done in this process. On a GPU, workers are threads of this process
-    that share the device, by default as many as measuring finds to pay; of several devices each has
-    a process with so many threads. As rank 0 of several
-    (``run.torchrun``), this process takes one job at a time, and the others train it with it. A job
-    that fails leaves the others running, and is tried again by the next run. What is stored and
-    damaged is set aside and done anew. Several runs may share one store: a job held by another is
-    waited for. Ctrl-C, SIGTERM or SIGUSR1 stops in good order - every job saves, ``Interrupted`` is
-    raised - and a second one at once; so does the end of ``stop_after`` seconds. What may pass (a
-    lost worker, a full disk) is tried again up to ``retries`` times, after 1, 5, 25, ... seconds;
-    where memory runs out, half as many jobs go on at once. Worker processes import the calling
-    script anew, as those of ``multiprocessing`` do, unless ``script_again`` is false: it may hold
-    what jobs are made of. ``on`` makes the executor of jobs that are done elsewhere, as by Ray.
+    Workers: by default there is one worker process per core, so that a crash ends only its job;
+    with ``workers=0`` jobs run in this process. On a GPU, workers are threads of this process that
+    share the device, by default the number that is measured to be fastest; with several devices,
+    each has a process with so many threads. As rank 0 of several (``run.torchrun``), this process
+    runs one job at a time, and the other ranks train it together with this one. ``on`` makes the
+    executor of jobs that run elsewhere, such as on Ray.
+
+    Failures: if a job fails, the others go on, and the next run tries it again. Damaged results are
+    moved aside and computed again. Temporary failures (a lost worker, a full disk) are retried up
+    to ``retries`` times, after 1, 5, 25, ... seconds; if memory runs out, half as many jobs run at
+    once from then on. Several runs can share a store: a run waits for jobs that another is running.
+
+    Stopping: at Ctrl-C, SIGTERM or SIGUSR1, or after ``stop_after`` seconds, every job saves a
+    checkpoint and ``Interrupted`` is raised; a second signal stops at once.
+
+    Worker processes import the calling script, as those of ``multiprocessing`` do, because it may
+    define parts of the jobs; not if ``script_again`` is false.
     """
     if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
@@ -119,19 +123,19 @@ def run(
 def _on_devices(
     devices: Sequence[str], num_jobs: int, workers: int, store: Store, settings: Settings
 ) -> Executor:
-    """Return an executor of so many workers, or on several devices so many each."""
+    """Return an executor with so many workers, on several devices so many for each."""
     if len(devices) > 1 and workers > 0 and num_jobs > 0:
         each = min(workers, -(-num_jobs // len(devices)))
         return device_workers(devices, each, store, settings)
     num = min(workers, num_jobs)
-    single = num == 1 and devices != ("cpu",)  # a thread beside this one would gain nothing
+    single = num == 1 and devices != ("cpu",)  # a separate thread would gain nothing
     return assemble(0 if single else num, store, settings)
 
 
 def assemble(num_workers: int, store: Store, settings: Settings) -> Executor:
-    """Return an executor of workers, or this process alone if there are to be none.
+    """Return an executor of so many workers; with none, one that uses this process.
 
-    Workers are threads where jobs share a device (``settings.together``), else processes.
+    Workers are threads if jobs share a device (``settings.together``), else processes.
     """
     if num_workers == 0:
         return here(store, settings, summon=summon if current().together else alone)
@@ -141,7 +145,7 @@ def assemble(num_workers: int, store: Store, settings: Settings) -> Executor:
 
 
 def _drop_bare(jobs: Iterable[Job], store: Store) -> None:
-    """Forget inputs of unfinished jobs whose tensors were removed, so that they are redone."""
+    """Remove the records of unfinished jobs' inputs that lack their tensors, so that they rerun."""
     done = set(store.snapshot().done)
     waiting = [job for job in all_jobs(jobs).values() if job.key not in done]
     while waiting:
@@ -153,7 +157,7 @@ def _drop_bare(jobs: Iterable[Job], store: Store) -> None:
 
 
 def _set_damaged_aside(jobs: Iterable[Job], store: Store, emit: Callable[[Event], None]) -> None:
-    """Move what is damaged of some jobs out of their way, so that it is done anew; tell of each."""
+    """Move damaged results of jobs aside, with a warning for each, so that the jobs run again."""
     snapshot = store.snapshot()
     stored = [job for job in jobs if job.key in snapshot.done | snapshot.failed]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -166,9 +170,9 @@ def _set_damaged_aside(jobs: Iterable[Job], store: Store, emit: Callable[[Event]
 
 @dataclass
 class SteadyRate:
-    """A rate of work since it first moved.
+    """The rate of work since the first progress.
 
-    What came before that, such as starting up and compiling, tells nothing of what is left.
+    The time before, such as for start-up and compilation, says nothing about the remaining time.
 
     >>> rate = SteadyRate()
     >>> [rate.rate(now=now, done=done) for now, done in ((60, 0), (90, 1), (92, 2), (100, 6))]
@@ -179,9 +183,9 @@ class SteadyRate:
     _done: float = 0.0
 
     def rate(self, *, now: float, done: float, least: float = 0.0) -> float | None:
-        """Return the work in a second; None before it was watched for long enough.
+        """Return the work per second; None until it was measured for long enough.
 
-        ``least``: the work that has to be done before it counts as having moved.
+        ``least``: more than this must be done before it counts as the first progress.
         """
         if self._since is None:
             if done > least:
@@ -202,7 +206,7 @@ class _UnderWay:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The end of a run's time, and the number of times that a job is tried again."""
+    """A run's time limit in seconds, and how often a job is retried."""
 
     stop_after: float | None = None
     retries: int = RETRIES
@@ -231,10 +235,10 @@ class Coordinator:
         self._first_job: float | None = None
         self._under_way: dict[str, _UnderWay] = {}
         self._held: list[ScheduledJob] = []
-        self._faults: dict[Hashable, int] = {}  # of functions of the user's own
+        self._faults: dict[Hashable, int] = {}  # by the user's training function
         self._works = {node.job.trained_by for node in schedule.reused if node.job.flops}
         self._waiting = Waiting(store)
-        self._waits_told: dict[str, str] = {}  # of other runs' jobs
+        self._waits_told: dict[str, str] = {}  # reported waits of other runs' jobs
         self._tries: dict[str, Tries] = {}
         self._narrowed = 0.0
         self._done: list[str] = []
@@ -244,7 +248,7 @@ class Coordinator:
         self._work_reused = sum(node.work for node in schedule.reused)
         self._work_total = self._work_reused + sum(n.work for n in schedule.nodes.values())
         self._work_closed = self._work_reused
-        self._work_own = 0.0  # done by this run: what a rate may be taken from
+        self._work_own = 0.0  # done by this run, which the rate is computed from
         self._steady = SteadyRate()
         self._stops = 0
         self._stopped_by: int = signal.SIGINT
@@ -252,7 +256,7 @@ class Coordinator:
         self._next_tell = self._next_look = 0.0
 
     def run(self) -> Summary:
-        """Do all that can be done; ``Interrupted`` when asked to stop before that."""
+        """Run all jobs that can run; raise ``Interrupted`` if stopped before that."""
         with self._signals(), self._time_limit(), closing(self._waiting):
             while self._schedule.num_open and not self._stops:
                 for node in self._waiting.due():
@@ -335,7 +339,7 @@ class Coordinator:
             self._held.append(node)
         elif ended.status == "stopped":
             self._schedule.put_back(node)
-            self._stops = max(self._stops, 1)  # where another rank was asked to, not this one
+            self._stops = max(self._stops, 1)  # another rank may have been asked to stop
         elif ended.status in ("failed", "died"):
             self._tell_log(node, ended)
             if not self._try_again(node, ended, under_way):
@@ -364,7 +368,8 @@ class Coordinator:
         self._block(self._schedule.fail(node), because=label)
         function = node.job.trained_by
         if fault and function is not None and function not in self._works:
-            # A measurement is the least that the function has to do: one wrong one is enough.
+            # A measurement without training is the least that the function must do: if that fails,
+            # once is enough.
             many = FAULTS if fault == "code" and not node.job.flops else 1
             faults = self._faults.get(function, 0) + many
             self._faults[function] = faults
@@ -383,12 +388,12 @@ class Coordinator:
             )
 
     def _tell_log(self, node: ScheduledJob, ended: Ended) -> None:
-        if ended.status == "died":  # it could not say so itself
+        if ended.status == "died":  # the job could not log its end itself
             text = "\n".join(filter(None, (ended.message, ended.traceback)))
             self._store.log(node.key, text)
 
     def _try_again(self, node: ScheduledJob, ended: Ended, under_way: _UnderWay | None) -> bool:
-        """Have a job done once more, if what ended it may be over then."""
+        """Retry a job, if the cause of its end may be temporary; return whether it is retried."""
         if ended.trouble == "memory" and self._with_fewer(node, ended, under_way):
             return True
         tries = self._tries.setdefault(node.key, Tries())
@@ -408,7 +413,7 @@ class Coordinator:
         return True
 
     def _with_fewer(self, node: ScheduledJob, ended: Ended, under_way: _UnderWay | None) -> bool:
-        """Go on with half as many jobs at once; False if there was only one."""
+        """Continue with half as many jobs at once; return False if there was only one."""
         if under_way is None or under_way.started >= self._narrowed:
             fewer = self._executor.narrow()
             if fewer is None:
@@ -417,7 +422,7 @@ class Coordinator:
             told = ended.message.rstrip(".")
             self._warn(node, f"{told}; memory ran out, so {fewer} at once from now on.")
         self._waiting.hold(node, seconds=0.0, share=0.0, because="memory ran out")
-        self._schedule.put_back(node)  # also one that began among more jobs than there are now
+        self._schedule.put_back(node)  # also if it began before the last reduction
         return True
 
     def _warn(self, node: ScheduledJob, message: str) -> None:
@@ -430,7 +435,7 @@ class Coordinator:
             times = self._tries[node.key].count
             often = f", {times} times" if times > 1 else ""
             message += f"{often}. What it saved is kept; the next run continues from there."
-        if ended.status == "died" or ended.trouble:  # other runs need not try it any more
+        if ended.status == "died" or ended.trouble:  # final, so other runs need not retry it
             spec, trace = node.job.spec, ended.traceback
             try:
                 self._store.fail(node.key, spec, message=message, traceback=trace)
@@ -453,9 +458,9 @@ class Coordinator:
                 self._tell_of_wait(node)
             elif status == "failed" and not (failure := self._failure(node)).get("may_pass"):
                 self._fail(node, str(failure.get("message", "It failed in another run.")))
-            else:  # the other run was stopped or killed, or met what may have passed by now
+            else:  # the other run was stopped or killed, or met a temporary failure
                 with self._store.claim(node.key):
-                    pass  # a silent holder's lease is gone, for workers that have not watched it
+                    pass  # removes a silent holder's lease, which workers have not watched
                 self._schedule.put_back(node)
 
     def _failure(self, node: ScheduledJob) -> Mapping[str, object]:
@@ -465,7 +470,7 @@ class Coordinator:
             return {"message": f"It failed in another run. {error}"}
 
     def _tell_of_wait(self, node: ScheduledJob) -> None:
-        """Say once of each time that another run has a job wait."""
+        """Warn, once for each wait, that another run is waiting to retry a job."""
         progress = self._store.progress(node.key)
         note = str(progress.get("note"))
         if progress.get("waits") and self._waits_told.get(node.key) != note:
@@ -490,7 +495,7 @@ class Coordinator:
         own = self._work_own + done_here
         rate = own / seconds if seconds > 0 else 0.0
         left = max(0.0, self._work_total - finished)
-        # The longest chain goes through one worker at a time, however many there are.
+        # The jobs of the longest chain run one after another, however many workers there are.
         width = max(1, len(self._under_way))
         steady = self._steady.rate(now=now, done=own, least=TELLING * self._work_total)
         eta = None if steady is None else max(left, chain * width) / steady
@@ -515,18 +520,18 @@ class Coordinator:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C, SIGTERM and SIGUSR1 stop the run in good order, a second one at once.
+        """Let Ctrl-C, SIGTERM and SIGUSR1 stop the run after jobs have saved, a second one at once.
 
-        After SIGTERM the second comes by itself, before the scheduler that sent it kills.
+        After SIGTERM, a timer acts as the second signal, before the scheduler sends SIGKILL.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers; its own way of stopping holds
+            yield  # only the main thread may set handlers, so those in place stay
             return
         before = [signal.signal(number, self._on_signal) for number in STOPPING]
         try:
             yield
         except RanksLost:
-            # Launchers now tell every rank to end; this one has yet to say why.
+            # Launchers now send signals to every rank; this one has yet to report the error.
             before = [signal.SIG_IGN for _ in STOPPING]
             raise
         finally:
@@ -538,7 +543,7 @@ class Coordinator:
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:
-        """Stop the run in good order once its time is over."""
+        """Stop the run, letting jobs save, when its time limit is reached."""
         seconds = self._limits.stop_after
         if seconds is None:
             yield
@@ -554,7 +559,7 @@ class Coordinator:
     def _on_time(self) -> None:
         if not self._stops:
             self._stops = 1
-            self._stopped_why = " at the end of the time it was given"
+            self._stopped_why = " at its time limit"
             self._executor.stop()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -566,10 +571,10 @@ class Coordinator:
                 signal.signal(signal.SIGALRM, self._on_signal)
                 signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
         else:
-            # A rank that breaks off within a step is lost to the others, who wait for it there.
+            # A rank that stops within a step is lost to the others, which wait for it there.
             kind = RanksLost if current().together else Interrupted
             raise kind(
                 "Stopped at once: unfinished jobs continue from their last checkpoints; those that "
-                "have none, such as trainings by a function of your own, start over.",
+                "have none, such as trainings by your own function, start over.",
                 by=self._stopped_by,
             )

@@ -1,4 +1,4 @@
-"""Show a run: live on a terminal, a plain line per finished job in a pipe. Reads events only.
+"""Show a run from its events: live on a terminal, else as a plain line per finished job.
 
 with display() as show:
     run(jobs, store, on_event=show)
@@ -19,15 +19,15 @@ from regrow.core.texts import one_line, visible
 from regrow.run import events
 from regrow.run.events import Event
 
-SUMMARY_SECONDS = (5.0, 10.0, 15.0, 30.0)  # between lines of a log on a run; the last holds on
-MOST_NAMED = 3  # running jobs in such a line
-BAR_WIDTH, ETA_WIDTH = 10, 14  # so that 80 columns hold a line: "ETA 1,234 days" is the longest
-MAX_LINES = 16  # of running jobs: more workers than that do not fit a terminal
+SUMMARY_SECONDS = (5.0, 10.0, 15.0, 30.0)  # between summary lines of a log; the last repeats
+MOST_NAMED = 3  # running jobs named in such a line
+BAR_WIDTH, ETA_WIDTH = 10, 14  # so that a line fits 80 columns: "ETA 1,234 days" is the longest
+MAX_LINES = 16  # lines of running jobs, so that they fit a terminal
 
 
 @contextmanager
 def display(console: Console | None = None) -> Iterator[Callable[[Event], None]]:
-    """Yield what shows events, for ``run(..., on_event=...)``; by default on standard error."""
+    """Yield a function that shows events, for ``run(..., on_event=...)``, by default on stderr."""
     console = console or Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield _Plain(console)
@@ -38,7 +38,7 @@ def display(console: Console | None = None) -> Iterator[Callable[[Event], None]]
 
 
 class _Plain:
-    """Lines for a log file: each finished job once, and where the run stands now and then."""
+    """Lines for a log file: one for each finished job, and the run's progress now and then."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -71,7 +71,7 @@ class _Plain:
         self._next_summary = now + next(self._waits, SUMMARY_SECONDS[-1])
 
     def _running(self) -> list[str]:
-        """Name what runs, each with how far it is."""
+        """Name the running jobs with their progress."""
         parts = [f"{one_line(job.label)} ({_how_far(job)})" for job in self._jobs.values()]
         more = [f"{len(parts) - MOST_NAMED} more"] if len(parts) > MOST_NAMED else []
         return [f"running: {', '.join([*parts[:MOST_NAMED], *more])}"] if parts else []
@@ -81,7 +81,7 @@ _Running = events.JobStarted | events.JobProgress
 
 
 def _follow(jobs: dict[str, _Running], event: Event) -> None:
-    """Keep the running jobs, each with the last that was heard of it."""
+    """Update the running jobs, each with its last event."""
     if isinstance(event, events.JobStarted | events.JobProgress):
         jobs[event.key] = event
     elif isinstance(event, events.JobDone | events.JobFailed):
@@ -93,7 +93,7 @@ def _share_of(job: _Running) -> float:
 
 
 def _how_far(job: _Running) -> str:
-    """Write the share of a job that is done, or its note where no share is known."""
+    """Return the share of a job that is done, or its note if no share is known."""
     note = job.note if isinstance(job, events.JobProgress) else ""
     share = _share_of(job)
     return note if note and not share else f"{share:.0%}"
@@ -115,22 +115,22 @@ class _Screen:
         _follow(self._jobs, event)
 
     def render(self) -> RenderableType:
-        """Draw the present state; called by the refreshing thread."""
+        """Draw the current state; called by the refreshing thread."""
         if self._run is None:
             return Text("starting ...")
-        jobs = list(self._jobs.values())  # a copy: events come in while this thread draws
+        jobs = list(self._jobs.values())  # a copy, because events arrive while this thread draws
         table = Table.grid(padding=(0, 2))
         for event in jobs[:MAX_LINES]:
             table.add_row(*_job_row(event, self._console.width))
         if len(jobs) > MAX_LINES:
             table.add_row(Text(f"and {len(jobs) - MAX_LINES} more"))
-        bar = Table.grid()  # which ends its line, as a bar alone does not
+        bar = Table.grid()  # ends its line, which a bar alone does not
         bar.add_row(ProgressBar(total=1.0, completed=self._run.share, width=40))
         return Group(bar, Text(describe(self._run)), table)
 
 
 def _job_row(event: _Running, width: int) -> tuple[RenderableType, ...]:
-    """Draw a running job in one line of the terminal: what it is, how far, until when, its note."""
+    """Draw a running job in one line of the terminal: label, progress bar, ETA and note."""
     note, eta = "", ""
     if isinstance(event, events.JobProgress):
         note = event.note
@@ -146,7 +146,7 @@ def _job_row(event: _Running, width: int) -> tuple[RenderableType, ...]:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Leave out the middle of a long text: a label begins with its network, ends with its seed."""
+    """Shorten the middle of a text, because labels begin with the network and end with the seed."""
     if len(text) <= width:
         return text
     head = max((width - 3) // 2, 1)
@@ -154,7 +154,7 @@ def _shortened(text: str, width: int) -> str:
 
 
 class _Lasting:
-    """Lines that stay: what goes wrong, each message once, and what is known after a seed."""
+    """Permanent lines: failures and warnings, each message once, and the summary after a seed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -181,29 +181,29 @@ class _Lasting:
 
 
 def _blocked_line(blocked: list[events.JobBlocked]) -> str:
-    """Word which jobs one failure keeps from being done."""
+    """Describe the jobs that cannot run because of one failure."""
     first = blocked[0]
     names = ", ".join(one_line(event.label) for event in blocked[:MOST_NAMED])
     more = f" and {len(blocked) - MOST_NAMED} more" if len(blocked) > MOST_NAMED else ""
     if any(event.by_code for event in blocked):
         return (
             f"not started, because the same function failed for {first.because}: {names}{more}. "
-            "Mend it, and start the same command again"
+            "Fix it, and run the same command again"
         )
     verb = "needs" if len(blocked) == 1 else "need"
     return f"blocked {names}{more}: {verb} {first.because}, which failed"
 
 
 def _say(console: Console, line: str) -> None:
-    # As it is: labels and messages may hold what rich would take for markup, or wrap.
+    # As plain text, not wrapped: labels and messages may contain what rich takes for markup.
     console.print(Text(visible(line)), soft_wrap=True)
 
 
 def describe(run: events.RunProgress) -> str:
-    """Word where a run stands.
+    """Describe a run's progress in one line.
 
-    Jobs done, the share of the work by FLOPs, the time left (early, where a narrow terminal shows
-    it), the rate and what went wrong.
+    Jobs done, the share of the work by FLOPs, the time left (early in the line, so that a narrow
+    terminal shows it), the rate, and the numbers of failed, blocked and held jobs.
     """
     parts = [f"{run.jobs_done}/{run.jobs_total} jobs", f"{100 * run.share:.0f} % of the work"]
     if run.eta_seconds is not None:

@@ -1,12 +1,11 @@
-"""Estimate what a study has still to compute: training FLOPs, and time on this machine.
+"""Estimate a study's remaining work: training FLOPs, and time on this machine.
 
-Each network is timed for a few steps, whole and with half of its channels, on one thread as a
-worker has it, and with as many busy processes as there are workers. Channels that a method has yet
-to choose are guessed, as if each layer lost the same share, and the network cut so is timed too. A
-line through the whole and the half tells what a step of any other narrower network takes. A cut is
-timed with its proof. Where the store has records of the same network, what they took corrects that.
-Jobs are then handed out as a run does it, so that workers which wait for the last long job count
-too.
+Each network is timed for a few steps, whole and with half of its channels, on one thread as in a
+worker, beside as many busy processes as the other workers would be. If a method has yet to choose
+channels, each layer is assumed to lose the same share, and the network cut that way is timed too.
+For other narrower networks, step times are interpolated on a line through the whole and the half
+network. A cut is timed with its proof. If the store has records of the same network, their times
+correct the estimate. The schedule is then simulated, so that idle workers at the end count too.
 """
 
 import heapq
@@ -42,20 +41,20 @@ from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
 from regrow.train.material import Material, Setting
 
-ORDER = ("train", "prune", "retrain")  # of kinds of job in a plan; others follow
+ORDER = ("train", "prune", "retrain")  # order of job kinds in a plan; others follow
 WARM_STEPS = 2
 MIN_STEPS, MAX_STEPS = 3, 40
 CALIBRATION_SECONDS = 1.0  # of timed steps for each network and width, unless 3 take longer
 CALIBRATION_IMAGES = 256
-# A worker starts as this process did: imports, a look at the data, the first trace. Not longer than
-# this, for a process that plans may have done other things before.
+# A worker's start is taken to cost as much as this process has used so far (imports, reading data,
+# the first trace), but at most this, because this process may have done other work before.
 MAX_START_SECONDS = 15.0
-REPORT_SECONDS = 3.0  # mostly figures
+REPORT_SECONDS = 3.0  # mostly for figures
 RECORDS_READ, RECORDS_NEEDED = 40, 3
-# A job that took this much longer than expected had to import libraries first.
+# A job that took this much longer than expected also had to import libraries.
 FIRST_RATIO, FIRST_SECONDS = 3.0, 2.0
-# A neighbour as a worker would be: busy on one thread, with more data than a core's cache holds.
-# It ends with its pipe.
+# A process as busy as a worker: one thread, with more data than a core's cache holds. It ends when
+# its pipe closes.
 NEIGHBOUR = """
 import sys, threading, os
 import numpy as np
@@ -71,17 +70,17 @@ while True:
 class Estimate:
     """The remaining work of a study.
 
-    ``seconds`` is for the given number of workers, with their start and the report;
-    ``compute_seconds`` adds up what all processes compute.
+    ``seconds`` is the elapsed time with the given number of workers, including their start and the
+    report; ``compute_seconds`` is the sum over all processes.
     """
 
     jobs: int
     done: int
-    by_kind: dict[str, tuple[int, int]]  # in all, done
+    by_kind: dict[str, tuple[int, int]]  # total, done
     training_flops: float
     seconds: float
     compute_seconds: float
-    from_records: bool  # whether jobs that are done corrected the calibration
+    from_records: bool  # whether records of finished jobs corrected the calibration
 
 
 def estimate(
@@ -92,10 +91,10 @@ def estimate(
     store: Store | None = None,
     rates: "Rates | None" = None,
 ) -> Estimate:
-    """Estimate the jobs (with all they depend on) whose keys are not done.
+    """Estimate the work of jobs, with all that they depend on, except those in ``done``.
 
-    The records of those that are done are read from ``store``, if it is given. Without ``rates``
-    (see ``measuring``) networks are timed here.
+    The records of finished jobs are read from ``store``, if given. Without ``rates`` (see
+    ``measuring``), networks are timed here.
     """
     nodes = all_jobs(jobs)
     pending = [job for key, job in nodes.items() if key not in done]
@@ -104,7 +103,7 @@ def estimate(
     with nullcontext(rates) if rates is not None else measuring(workers) as known:
         known.learn(finished, store)
         seconds = {job.key: known.of(job) for job in pending}
-    # This process starts, then its workers do, all at once; at the end it reports.
+    # This process starts, then its workers start at the same time; at the end it writes the report.
     around = 2 * known.start_seconds + REPORT_SECONDS
     makespan = _makespan(Schedule(jobs, done), seconds, workers)
     compute_seconds = around + known.start_seconds * (workers - 1) + sum(seconds.values())
@@ -121,7 +120,7 @@ def estimate(
 
 @contextmanager
 def measuring(workers: int) -> "Iterator[Rates]":
-    """Yield rates of this machine beside so many busy workers; each network is timed once."""
+    """Yield this machine's ``Rates`` with so many busy workers; each network is timed once."""
     start = min(time.process_time(), MAX_START_SECONDS)
     with _neighbours(workers - 1), one_thread():
         yield Rates(start_seconds=start)
@@ -137,7 +136,7 @@ def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tupl
 
 
 def _makespan(schedule: Schedule, seconds: Mapping[str, float], workers: int) -> float:
-    """Hand out jobs as a run does, and return when the last of them ends."""
+    """Simulate the schedule of a run, and return the time at which its last job ends."""
     now, free = 0.0, workers
     under_way: list[tuple[float, int, ScheduledJob]] = []
     while schedule.num_open:
@@ -152,7 +151,7 @@ def _makespan(schedule: Schedule, seconds: Mapping[str, float], workers: int) ->
 
 @dataclass(frozen=True)
 class _Line:
-    """Seconds by the network's FLOPs for one image."""
+    """Seconds as a linear function of the network's FLOPs for one image."""
 
     fixed: float
     per_flop: float
@@ -162,7 +161,7 @@ class _Line:
 
     @classmethod
     def through(cls, whole: tuple[float, float], half: tuple[float, float] | None) -> "_Line":
-        """Draw a line through two (FLOPs, seconds): rising, and not below zero at zero FLOPs."""
+        """Fit a line to two points (FLOPs, seconds): not falling, nor negative at zero FLOPs."""
         flops, seconds = whole
         if half is None or half[0] >= flops:
             return cls(0.0, seconds / flops)
@@ -173,7 +172,7 @@ class _Line:
 
 @dataclass(frozen=True, kw_only=True)
 class _Speed:
-    """Seconds of a network on one thread: a training step, scoring an image, cut, and proven."""
+    """Seconds of a network on one thread: training step, scoring an image, cut, and its proof."""
 
     step: _Line
     image: _Line
@@ -183,9 +182,9 @@ class _Speed:
 
 @dataclass
 class Rates:
-    """Guess what jobs take, from a calibration of their networks and from records."""
+    """Estimates of jobs' times, from a calibration of their networks and from records."""
 
-    start_seconds: float = 0.0  # that a process takes before its first job
+    start_seconds: float = 0.0  # of a process before its first job
     store: Store | None = None
     from_records: bool = False
     _finished: Mapping[str, Job] = field(default_factory=dict)
@@ -199,17 +198,17 @@ class Rates:
     _times: dict[tuple[Setting, float], tuple[float, float]] = field(default_factory=dict)
 
     def learn(self, finished: Sequence[Job], store: Store | None) -> None:
-        """Take the records of finished jobs into account, and no others."""
+        """Use the records of these finished jobs, and no others."""
         self._finished, self.store = {job.key: job for job in finished}, store
         self._factors, self.from_records = {}, False
 
     @property
     def seconds(self) -> float:
-        """The longest rehearsal of a job, in seconds."""
+        """The maximum time of a timed trial, in seconds."""
         return CALIBRATION_SECONDS
 
     def of(self, job: Job) -> float:
-        """Return the seconds of a job, corrected by records of its group."""
+        """Return a job's seconds, corrected by the records of its group."""
         group = job.pace_group
         return job.estimate(self) * (1.0 if group is None else self._factor(group))
 
@@ -218,7 +217,7 @@ class Rates:
         return self._speed(Setting(model, data, Recipe())).cut_seconds
 
     def pruning(self, model: ModelSpec, data: Material) -> float:
-        """Return the seconds of the same, with the proof of the cut."""
+        """Return the seconds of choosing and cutting units, and of proving the cut."""
         speed = self._speed(Setting(model, data, Recipe()))
         return speed.cut_seconds + speed.proof_seconds
 
@@ -228,16 +227,17 @@ class Rates:
         """Return the seconds of a training and of scoring its network."""
         data = setting.data
         step, image = self._times_of(setting, ratio)
-        if taught:  # a teacher takes one of the passes of the unpruned network's step
+        if taught:  # a teacher costs one forward pass of the unpruned network
             step += self._times_of(setting, 1.0)[0] / TRAINING_FACTOR
         steps = epochs * -(-data.num_train // setting.recipe.batch)
         return steps * step + data.num_test * image
 
     def _times_of(self, setting: Setting, ratio: float) -> tuple[float, float]:
-        """Return the seconds of a training step, and of scoring an image, at 1/ratio of the FLOPs.
+        """Return the seconds of a training step and of scoring an image, at 1/ratio of the FLOPs.
 
-        Narrow layers do not take their share of the time, and how much more depends on which are
-        narrow: a guess of the very network is timed, where there is one and its steps are short.
+        Narrow layers take more time than their share of the FLOPs, and how much more depends on
+        which layers are narrow. So a guess of the pruned network is timed, if there is one and its
+        steps are short.
         """
         shape = setting.data.shape
         guess = self._guesses.get((setting.model, shape, ratio))
@@ -254,12 +254,12 @@ class Rates:
         if setting not in self._speeds:
             same = (s for s in self._speeds if (s.model, s.data) == (setting.model, setting.data))
             if setting.recipe == Recipe() and (known := next(same, None)):
-                return self._speeds[known]  # for a cut, any recipe's calibration will do
+                return self._speeds[known]  # a cut takes the same time whatever the recipe
             self._speeds[setting] = _calibrate(setting)
         return self._speeds[setting]
 
     def _factor(self, group: Hashable) -> float:
-        """Return what jobs of this group took over what the calibration says, if known."""
+        """Return actual over calibrated seconds of this group's jobs; 1 if too few are known."""
         if group not in self._factors:
             jobs = [job for job in self._finished.values() if job.pace_group == group]
             ratios = [] if self.store is None else self._compare(jobs, self.store)
@@ -268,7 +268,7 @@ class Rates:
         return self._factors[group]
 
     def _compare(self, jobs: Sequence[Job], store: Store) -> list[float]:
-        """Divide what jobs took by their calibrated seconds, but for the first of each worker."""
+        """Return actual over calibrated seconds of jobs, without slow ones, such as first jobs."""
         ratios = []
         for job in jobs[:: len(jobs) // RECORDS_READ + 1]:
             expected, took = job.estimate(self), store.record(job.key)["timing"]["seconds"]
@@ -277,11 +277,11 @@ class Rates:
         return ratios
 
     def ratio(self, prune: Prune) -> float:
-        """Return the unpruned network's FLOPs over the pruned one's, known or guessed."""
+        """Return the unpruned network's FLOPs over the pruned one's, from a record or guessed."""
         how = prune.method
         share = prune.expected_kept
         key = (prune.model, prune.data.shape, how.unit, how.scope, share, prune.shares)
-        if key not in self._ratios:  # of a cut that is known too: its network may be the guess
+        if key not in self._ratios:  # also of a recorded cut: its network may serve as a guess
             self._ratios[key] = self._uniform_ratio(prune)
         if self.store is not None and prune.key in self._finished:
             record = self.store.record(prune.key)
@@ -303,7 +303,7 @@ class Rates:
             )
             after = measure(shrink(network, mask, groups), groups.example)
         except TraceError:
-            return 1.0 / max(share, 0.1) ** 2  # a layer loses inputs and outputs
+            return 1.0 / max(share, 0.1) ** 2  # layers lose both inputs and outputs
         ratio = model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
         self._guesses[prune.model, prune.data.shape, ratio] = mask
         return ratio
@@ -317,14 +317,14 @@ class Rates:
 
 
 def _calibrate(setting: Setting) -> _Speed:
-    """Time a network, whole and half as wide."""
+    """Time a network at full and at half width."""
     dataset = load(setting.data.spec)
     shape = setting.data.shape
     example = example_input(setting.model, shape)
     whole = build(setting.model.untrained())
     flops = model_cost(setting.model, shape).flops
     with suppress(TraceError):
-        traced(whole, setting.model, shape)  # mostly found once in a process: no part of a cut
+        traced(whole, setting.model, shape)  # usually cached by then, so not timed with the cut
     began = time.perf_counter()
     mask = _half(whole, setting.model, shape)
     half = None if mask is None else shrink(whole, mask, traced(whole, setting.model, shape))
@@ -345,7 +345,7 @@ def _calibrate(setting: Setting) -> _Speed:
 
 
 def _half(network: nn.Module, model: ModelSpec, shape: tuple[int, ...]) -> Mask | None:
-    """Choose half of each group's channels; None where they cannot be followed."""
+    """Choose half of each group's channels; return None if the network cannot be traced."""
     try:
         return select(network, traced(network, model, shape), METHODS.get("uniform"), sparsity=0.5)
     except TraceError:
@@ -353,7 +353,7 @@ def _half(network: nn.Module, model: ModelSpec, shape: tuple[int, ...]) -> Mask 
 
 
 def _time_proof(network: nn.Module, mask: Mask, model: ModelSpec, shape: tuple[int, ...]) -> float:
-    """Return the seconds of proving a cut, but for what a process measures once."""
+    """Return the seconds of proving a cut, without the sensitivities, which are measured once."""
     began = time.perf_counter()
     with suppress(TraceError):
         edit = Edit(model=model, shape=shape, mask=mask)
@@ -362,7 +362,7 @@ def _time_proof(network: nn.Module, mask: Mask, model: ModelSpec, shape: tuple[i
 
 
 def _time(network: nn.Module, dataset: Dataset, recipe: Recipe) -> tuple[float, float]:
-    """Return the seconds of a training step, and of scoring one image."""
+    """Return the seconds of a training step and of scoring one image."""
     training = Training(network, dataset, recipe, seed=0)
     times: list[float] = []
     while len(times) < MAX_STEPS + WARM_STEPS and not training.done:
@@ -382,7 +382,7 @@ def _time(network: nn.Module, dataset: Dataset, recipe: Recipe) -> tuple[float, 
 
 @contextmanager
 def _neighbours(num: int) -> Iterator[None]:
-    """Keep other cores as busy as other workers would: cores share caches, memory and power."""
+    """Keep other cores as busy as workers would, as cores share caches, memory and power."""
     command = [sys.executable, "-c", NEIGHBOUR]
     started = [
         subprocess.Popen(

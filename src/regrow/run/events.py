@@ -1,11 +1,11 @@
-"""Events of a run, as values; a display needs nothing else."""
+"""Events of a run, as values: all that a display needs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobStarted:
-    """A job is being worked on by this run."""
+    """This run has started a job."""
 
     key: str
     label: str
@@ -26,7 +26,7 @@ class JobProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class JobDone:
-    """A job's record is in the store; ``reused`` when another run put it there meanwhile."""
+    """A job's record is in the store; ``reused`` if another run has stored it meanwhile."""
 
     key: str
     label: str
@@ -36,19 +36,19 @@ class JobDone:
 
 @dataclass(frozen=True, kw_only=True)
 class JobFailed:
-    """A job could not be done; its traceback is in the store."""
+    """A job has failed; its traceback is in the store."""
 
     key: str
     label: str
     message: str
-    log: str = ""  # the file that tells more, if there is one
+    log: str = ""  # path of its log file, if there is one
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobBlocked:
-    """A job cannot be done, because one that it needs failed.
+    """A job cannot run, because one that it depends on failed.
 
-    Or it is not started (``by_code``), because the same function of the user's own failed there.
+    Or it is not started (``by_code``), because the user's function that trains it has failed.
     """
 
     key: str
@@ -59,7 +59,7 @@ class JobBlocked:
 
 @dataclass(frozen=True, kw_only=True)
 class JobWarning:
-    """Something about a job that its user should know; it continues."""
+    """A message to the user about a job, which continues."""
 
     key: str
     label: str
@@ -68,7 +68,7 @@ class JobWarning:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedDone:
-    """All jobs of one more seed are done; ``text`` says what is known by now."""
+    """All jobs of one more seed are done; ``text`` summarises the results so far."""
 
     text: str
 
@@ -77,13 +77,13 @@ class SeedDone:
 class RunProgress:
     """The progress of the whole run; at most four times a second, and at its end."""
 
-    jobs_done: int  # with those reused
+    jobs_done: int  # including those reused
     jobs_total: int
-    reused: int  # were in the store already
+    reused: int  # already in the store
     failed: int
     blocked: int
     running: int
-    held: int  # another run works on them, this one waits for their records
+    held: int  # being run by another run, whose records this one waits for
     flops_done: float
     flops_total: float
     share: float  # of the work, by FLOPs where they are known, in [0, 1]

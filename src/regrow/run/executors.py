@@ -1,7 +1,6 @@
-"""Do jobs, one after another in this process or at once in its threads.
+"""Executors of jobs: this process, one job after another, or several of its threads.
 
-Every job is done the same way wherever it runs (``execute``), also in worker processes
-(``run.worker``). What does jobs is an ``Executor``.
+Every job runs in the same way everywhere (``execute``), also in worker processes (``run.worker``).
 """
 
 import os
@@ -37,23 +36,25 @@ from regrow.run.troubles import Trouble, trouble_of
 from regrow.store import Store
 from regrow.store.workspace import Workspace
 
-# How long a thread may take to come to the end of its step, when all is to end.
+# How long a thread may take to finish its step when the executor is closed.
 CLOSE_SECONDS = 10.0
-# The environment's fault, not the job's: what was computed so far is good and can be resumed.
+# Errors of the environment, not of the job, whose checkpoint is therefore kept.
 ENVIRONMENT = (OSError, MemoryError, StoreError)
-LOG_SECONDS = 5.0  # between two lines of a job's log on how far it is
+LOG_SECONDS = 5.0  # between two progress lines of a job's log
 SEVERAL_RANKS = Counters(unknown="several ranks trained it, which share counters")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of the work on a job.
+    """How the work on a job ended.
 
-    "reused": another run had done it; "held": another run works on it; "stopped": on request, can
-    be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
-    ``traceback`` what it did. ``fault``: a function of the user's own is wrong ("code"), or a
-    training produced no usable numbers ("training"). ``trouble`` says what of a failure or death
-    may pass.
+    Attributes:
+        status: "reused": another run has done it; "held": another run is working on it; "stopped":
+            on request, so that it can be resumed; "died": its process ended without reporting.
+        message, traceback: the error; for "died", how the process ended and what it was doing.
+        fault: "code": a user's function is wrong; "training": a training produced no usable
+            numbers.
+        trouble: whether the cause of a failure or death may be temporary (``run.troubles``).
     """
 
     status: Literal["done", "reused", "held", "failed", "stopped", "died"]
@@ -72,7 +73,7 @@ _BY_NAME: dict[str, type[Message]] = {
 
 
 def message_to_json(message: Message) -> tuple[str, dict[str, Any]]:
-    """Return the name of a message's kind, and its fields, as JSON may hold them.
+    """Return the name of a message's type, and its fields as JSON values.
 
     >>> message_to_json(Notice("slow"))
     ('notice', {'message': 'slow'})
@@ -81,7 +82,7 @@ def message_to_json(message: Message) -> tuple[str, dict[str, Any]]:
 
 
 def message_from_json(name: str, content: Mapping[str, Any]) -> Message:
-    """Return the message that was written."""
+    """Return the message with this type name and these fields."""
     return _BY_NAME[name](**content)
 
 
@@ -99,7 +100,7 @@ Summon = Callable[[Job, Settings], Ranks]
 
 
 def alone(job: Job, settings: Settings) -> Ranks:
-    """Have no other ranks do a job."""
+    """Return that this process runs a job alone, without other ranks."""
     return ALONE
 
 
@@ -112,10 +113,11 @@ def execute(
     stopping: Callable[[], bool],
     summon: Summon = alone,
 ) -> Ended:
-    """Do a job and store what it finds, or why it failed; never raises for the job's own sake.
+    """Run a job and store its result or its failure; return how it ended.
 
-    ``summon`` has other ranks do it too, and returns who does. What only one of them runs into, in
-    code that is not ours, is ``RanksLost``: the others wait for it at some point nobody knows.
+    Errors of the job are returned, not raised. ``summon`` lets other ranks run the job too, and
+    returns the ranks that do. With several ranks, an error that is not a ``RegrowError`` is raised
+    as ``RanksLost``, because the other ranks may be waiting for this one anywhere.
     """
     try:
         with store.claim(job.key) as workspace:
@@ -176,7 +178,7 @@ def _do(
     except ClaimLost:
         return Ended("held")
     except Exception as error:
-        if workspace.is_lost():  # it may have failed for want of what is no longer its own
+        if workspace.is_lost():  # it may have failed because another process took its files
             return Ended("held")
         if ranks.together and not isinstance(error, RegrowError):
             raise lost(error) from error
@@ -185,7 +187,7 @@ def _do(
 
 
 class JobLog:
-    """The lines that a job leaves in the store's log of it, beside what is told to the run."""
+    """Writes a job's messages to its log in the store, and passes them on to the run."""
 
     def __init__(
         self, job: Job, store: Store, tell: Callable[[Progress | Notice], None], *, device: str
@@ -200,7 +202,7 @@ class JobLog:
         self._add(f"{job.label}: started by {place}; {versions()}")
 
     def report(self, message: Progress | Notice) -> None:
-        """Pass on what a job says, and keep what its log should have."""
+        """Pass a job's message on, and log notices, resuming and, now and then, progress."""
         if isinstance(message, Notice):
             self._add(message.message)
         elif message.resumed_at and not self._resumed:
@@ -209,12 +211,12 @@ class JobLog:
         elif message.note != self._note and time.monotonic() >= self._next:
             self._note = message.note
             self._next = time.monotonic() + LOG_SECONDS
-            share = f" ({message.fraction:.0%})" if message.fraction else ""  # 0: it is not known
+            share = f" ({message.fraction:.0%})" if message.fraction else ""  # 0: not known
             self._add(f"{message.note}{share}")
         self._tell(message)
 
     def end(self, ended: Ended) -> None:
-        """Say how it ended; of a failure all that is known."""
+        """Log how it ended, for a failure with message and traceback."""
         parts = [f"{ended.status} after {ended.seconds:.1f} s", ended.message, ended.traceback]
         self._add("\n".join(filter(None, parts)) if ended.message else parts[0])
 
@@ -224,9 +226,10 @@ class JobLog:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread, without denormals, as every job does: so results are bitwise equal.
+    """Compute on one thread and flush denormals to zero, as every job does.
 
-    One thread per training and one process per core is also the fastest use of a CPU here.
+    So results are bitwise equal. One thread per training and one process per core is also the
+    fastest use of a CPU here.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -240,7 +243,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def exact_floats() -> Iterator[None]:
-    """Compute float32 as float32 on a GPU: without TF32, which convolutions use by default."""
+    """Compute float32 exactly on a GPU: without TF32, which convolutions use by default."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
@@ -251,10 +254,10 @@ def exact_floats() -> Iterator[None]:
 
 
 def own_randomness(job: Job, settings: Settings) -> AbstractContextManager[None]:
-    """Start every job from its own global random state, whatever ran before it in this process.
+    """Run a job with its own global random state, whatever ran before it in this process.
 
-    A training beside others leaves that state to whoever's turn it is: it draws from it only within
-    ``drawing``. Jobs that train nothing are short, so they have all their time in turn.
+    A training in a thread beside others needs none: it draws from the global generators only within
+    ``drawing``. Jobs that train nothing are short, so they hold the generators' lock throughout.
     """
     if settings.together and job.flops > 0:
         return nullcontext()
@@ -290,7 +293,7 @@ def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -
         workspace.drop_checkpoint()
     try:
         store.fail(job.key, job.spec, message=message, traceback=trace, may_pass=bool(trouble))
-    except StoreError as second:  # a full disk: the caller still learns of both
+    except StoreError as second:  # e.g. a full disk: both errors are reported
         message = f"{message} ({second})"
     return Ended(
         "failed",
@@ -312,38 +315,38 @@ def _traceback(error: Exception) -> str:
 
 
 class Executor(Protocol):
-    """Takes jobs while it has hands free, and tells what becomes of them."""
+    """Runs jobs while it has free workers, and delivers their messages."""
 
     @property
     def num_free(self) -> int:
-        """The number of jobs that it would start at once."""
+        """The number of further jobs that it can start now."""
 
     @property
     def num_busy(self) -> int:
-        """The number of jobs under way."""
+        """The number of running jobs."""
 
     def start(self, job: Job) -> None:
-        """Begin a job; only while ``num_free``."""
+        """Start a job; only if ``num_free`` is above 0."""
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
-        """Wait for news, at most so long, and deliver it."""
+        """Wait for messages, for at most so many seconds, and deliver them."""
 
     def narrow(self) -> int | None:
-        """Do half as many jobs at once from now on; returns how many, None if it was one."""
+        """Run half as many jobs at once from now on; return how many, or None if it was one."""
 
     def stop(self) -> None:
-        """Ask the jobs under way to save and stop; only notes it, so a signal handler may call."""
+        """Ask running jobs to save and stop; only sets a flag, so safe in a signal handler."""
 
     def close(self) -> None:
-        """End at once, whatever is under way; its checkpoints stay."""
+        """End at once, even with jobs running; their checkpoints stay."""
 
 
-# Makes the executor of some jobs, for so many of them at once; None: as many as there is room for.
+# Makes an executor of jobs with so many workers; None: as many as there is room for.
 Platform = Callable[[Sequence[Job], Store, Settings, int | None], Executor]
 
 
 def half_of(most: int, others: int) -> int | None:
-    """Halve the jobs at once after one of them ended for want of memory; None if it was alone.
+    """Return half the number of concurrent jobs, after one ran out of memory; None if it was alone.
 
     >>> half_of(8, 7), half_of(8, 2), half_of(8, 0), half_of(1, 0)
     (4, 1, None, None)
@@ -353,12 +356,12 @@ def half_of(most: int, others: int) -> int | None:
 
 
 def here(store: Store, settings: Settings, *, summon: Summon = alone) -> Executor:
-    """Return this process alone; as rank 0 of several, it has the others help (``summon``)."""
+    """Return an executor in this process; as rank 0, it calls on the other ranks (``summon``)."""
     return _Here(store, settings, summon)
 
 
 def threads(num: int, store: Store, settings: Settings) -> Executor:
-    """Return threads of this process, for jobs that share a device."""
+    """Return an executor of threads of this process, for jobs that share a device."""
     return _Threads(num, store, settings)
 
 
@@ -411,10 +414,10 @@ class _Here:
 
 
 class _Threads:
-    """Threads of this process that share one device, each with a stream of its own on a GPU.
+    """Threads of this process that share one device, on a GPU each with its own stream.
 
-    A replayed step costs little Python, so the interpreter's lock is no hindrance; on a CPU worker
-    processes are what is fast.
+    A replayed CUDA graph needs little Python, so the GIL is no bottleneck; on a CPU, worker
+    processes are faster.
     """
 
     def __init__(self, num: int, store: Store, settings: Settings) -> None:
@@ -459,7 +462,7 @@ class _Threads:
         fewer = half_of(self._most, self._num_busy)
         if fewer is not None:
             self._most = fewer
-            torch.cuda.empty_cache()  # what freed memory is kept for reuse; nothing without a GPU
+            torch.cuda.empty_cache()  # returns cached memory to the device; no-op without a GPU
         return fewer
 
     def stop(self) -> None:
@@ -474,7 +477,7 @@ class _Threads:
         self._whole_process.close()
 
     def _serve(self) -> None:
-        # Both are settings of the thread: its processor's handling of denormals, its CUDA stream.
+        # Both are per thread: flushing denormals, and the CUDA stream.
         with one_thread(), _own_stream(self._settings.device):
             while (job := self._jobs.get()) is not None:
                 self._news.put((job, self._do(job)))
@@ -488,7 +491,7 @@ class _Threads:
                 report=lambda message: self._news.put((job, message)),
                 stopping=lambda: self._stopping,
             )
-        except BaseException as error:  # the thread goes on, as a process would be replaced
+        except BaseException as error:  # so that the thread goes on with the next job
             return Ended("died", message=f"Its thread ended with {type(error).__name__}: {error}")
 
 

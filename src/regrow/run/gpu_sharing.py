@@ -1,12 +1,12 @@
-"""The number of trainings that share a GPU, found by measuring before a run begins.
+"""Find how many trainings should share a GPU, by measuring before a run begins.
 
-The networks of the paper are far too small for a GPU, so several are trained at once, each on a
-stream of its own. How many pays depends on the network and the device, so it is tried out: twice as
-many as long as they get on faster together. What a training learns does not depend on it.
+The networks of the paper are far too small to fill a GPU, so several are trained at once, each on
+its own stream. The best number depends on the network and the device, so it is measured: it is
+doubled as long as the total throughput increases. The trained weights do not depend on it.
 
-What counts is trainings, not steps: each also takes a start (its network is built, its step is
-recorded) and an evaluation, during which it leaves the device to the others. Of short trainings
-these are the larger part, so more of them should share than steps alone would say.
+The throughput counts trainings, not steps: each also has a start (building the network, recording
+its step) and an evaluation, during which it leaves the device to the others. In short trainings
+these take most of the time, so more of them should share than steps alone would suggest.
 """
 
 import time
@@ -25,21 +25,21 @@ from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.train import Recipe, Training, evaluate
 
-# Twice as many must gain this much: each that is added keeps a checkpoint and a notice waiting.
+# Least gain from doubling, because each further training delays checkpoints and messages.
 LEAST_GAIN = 0.10
-# torch has 32 streams on a device and hands them out in turn; two trainings must not share one.
+# torch has 32 streams for a device and assigns them in turn; two trainings must not share one.
 MOST = 32
-# Of the memory that is free: the rest is for evaluation and for larger networks than the measured.
+# Of the free memory; the rest is for evaluation and for networks larger than the measured one.
 MEMORY_SHARE = 0.7
 MEASURED_SECONDS = 0.4
 ENDLESS = 10**6  # epochs
-MOST_EVALUATED = 2048  # test images whose evaluation is timed; of more it takes in proportion
+MOST_EVALUATED = 2048  # test images in a timed evaluation; for more, the time is scaled up
 
 
 def how_many(measure: Callable[[int], float], *, most: int) -> int:
-    """Return how many at once: doubled until the rate of all together gains less than a tenth.
+    """Return the best number at once: doubled until the total rate gains less than a tenth.
 
-    ``measure(k)`` returns that rate for k at once; 0 where so many do not fit.
+    ``measure(k)`` returns the total rate of k at once; 0 if so many do not fit in memory.
 
     >>> how_many(lambda k: min(k, 5), most=32)
     8
@@ -55,9 +55,12 @@ def how_many(measure: Callable[[int], float], *, most: int) -> int:
 
 
 class Sharing(NamedTuple):
-    """The question how many trainings should share a device: of what, at most, of how many steps.
+    """A measurement of how many trainings should share a device.
 
-    No ``job`` where one of them cannot be measured: what detectors need is not known.
+    Attributes:
+        job: the training to measure; None if one of the jobs cannot be measured, e.g. a detector.
+        most: the largest number to try.
+        steps: the number of steps of a training.
     """
 
     job: Job | None
@@ -66,7 +69,7 @@ class Sharing(NamedTuple):
 
     @classmethod
     def of(cls, jobs: Iterable[Job]) -> "Sharing":
-        """Ask it of the largest network of some jobs."""
+        """Prepare the measurement for jobs, by the one with the most FLOPs."""
         training_jobs = [job for job in jobs if job.flops > 0]
         if any(job.setting is None for job in training_jobs):
             return cls(None, 1, 0.0)
@@ -74,7 +77,7 @@ class Sharing(NamedTuple):
         return cls(largest, min(MOST, len(training_jobs)), num_steps(training_jobs))
 
     def answer(self, device: str) -> int:
-        """Measure it on a device; 1 where nothing can be measured."""
+        """Measure on a device, and return the number; 1 if nothing can be measured."""
         setting = None if self.job is None else self.job.setting
         if setting is None:
             return 1
@@ -92,16 +95,16 @@ class Sharing(NamedTuple):
 
 
 def num_sharing(jobs: Iterable[Job], device: str) -> int:
-    """Measure how many trainings of the largest network of some jobs should share a device."""
+    """Measure how many trainings of the job with the most FLOPs should share a device."""
     return Sharing.of(jobs).answer(device)
 
 
 def trainings_a_second(num: int, rate: float, *, steps: float, start: float, end: float) -> float:
-    """Return the trainings that so many at once finish in a second.
+    """Return the trainings finished per second if ``num`` run at once.
 
-    ``rate`` is the steps a second of all together, of which each needs ``steps``. ``start`` and
-    ``end`` are the seconds of a training before its first step and after its last. Starts are one
-    at a time: recording is, and the interpreter builds one network after the other.
+    ``rate`` is the total number of steps per second, and a training has ``steps``. ``start`` and
+    ``end`` are the seconds of a training before its first step and after its last. Starts do not
+    overlap, because recording is exclusive and building a network holds the GIL.
 
     >>> [round(trainings_a_second(n, 100.0, steps=10, start=0.1, end=0.1), 2) for n in (1, 2, 4)]
     [3.33, 5.0, 6.67]
@@ -115,7 +118,7 @@ def trainings_a_second(num: int, rate: float, *, steps: float, start: float, end
 
 
 def num_steps(jobs: Sequence[Job]) -> float:
-    """Count the steps of a training, the median of those of some jobs; endless if none is known."""
+    """Return the median number of steps of the trainings among jobs; ``ENDLESS`` without any."""
     known = []
     for job in jobs:
         if isinstance(job, Train | Retrain):
@@ -125,7 +128,7 @@ def num_steps(jobs: Sequence[Job]) -> float:
 
 
 class Trial:
-    """Clones of one training, advanced in threads for a moment."""
+    """Clones of one training, which run in threads for a short time."""
 
     def __init__(
         self, model: ModelSpec, dataset: Dataset, recipe: Recipe, *, device: str = "cpu"
@@ -139,9 +142,9 @@ class Trial:
         self.start = self.end = 0.0  # seconds of a training before its steps and after them
 
     def warm_up(self) -> None:
-        """Begin and evaluate a training, so that none that is timed is the first of all.
+        """Start and evaluate a training, so that no timed one is the first in this process.
 
-        Where memory does not allow one, measuring finds that again.
+        If memory is too small for one, ``measure`` finds that again.
         """
         try:
             if self._add():
@@ -152,7 +155,7 @@ class Trial:
         self.start = 0.0
 
     def measure(self, num: int, *, seconds: float = MEASURED_SECONDS) -> float:
-        """Return the steps a second of so many together, 0 where memory does not allow it."""
+        """Return the total steps per second of so many clones; 0 if memory is too small."""
         try:
             while len(self._clones) < num:
                 if not self._add():
@@ -162,13 +165,13 @@ class Trial:
         return self._together(num, seconds)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._clones.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _add(self) -> bool:
-        """Add a clone, its step recorded; False where memory is too short for that."""
+        """Add a clone and record its step; return False if memory is too small."""
         cuda = self._device.type == "cuda"
         before = 0
         stream: AbstractContextManager[object] = nullcontext()
@@ -188,7 +191,7 @@ class Trial:
         seconds = time.perf_counter() - began
         self.start = min(self.start, seconds) if self.start else seconds
         if training.notice is not None and self._clones and not self._clones[0][0].notice:
-            return False  # the first could be recorded, so this is a lack of memory
+            return False  # the first could be recorded, so memory is too small for this one
         self._clones.append((training, stream))
         if cuda:
             used = torch.cuda.memory_reserved(self._device) - before
@@ -220,7 +223,7 @@ class Trial:
             self._wait()
 
     def _time_end(self) -> None:
-        """Time the evaluation of a network, the second time that it is evaluated."""
+        """Time the second evaluation of a network."""
         training, stream = self._clones[0]
         test = self._dataset.test
         rows = torch.arange(min(len(test), MOST_EVALUATED))
@@ -234,6 +237,6 @@ class Trial:
         training.model.train()
 
     def _wait(self) -> None:
-        """Wait for what this thread asked of the device."""
+        """Wait until the device has finished this thread's work."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()

@@ -1,15 +1,16 @@
-"""The largest training budget that fits into so many hours on this machine.
+"""Choose the largest training budget that fits into a number of hours on this machine.
 
-A budget is a number of epochs of a study's longest recipe; every other number of epochs keeps its
-share of that. Rows are costed by ``run.estimate``, from networks that are timed here.
+A budget is a number of epochs of a study's longest recipe; all other numbers of epochs are scaled
+by the same factor. Times are estimated by ``run.estimate``, from networks that are timed here.
 
-A network is left out, with all its rows, where it could not rise clearly above chance: where its
-training has fewer updates than ``least_steps`` or ``moving_steps``, or than half of its recipe's
-where that is less: a recipe so short is for a network that rises faster. Of several that are short
-of updates the costliest goes first, because without it the others are trained for longer.
+A network is left out, with all its rows, if it would probably not end clearly above chance: if its
+training has fewer updates than ``least_steps`` or ``moving_steps`` require (at most half of its
+full recipe's updates, because a short recipe is made for a network that learns faster). If several
+networks are short of updates, the costliest is left out first, because the others can then train
+for longer.
 
-Jobs are keyed by their epochs, so a store keeps what was chosen when a command was first run: the
-same command finds the same jobs, on another day and another machine.
+Job keys depend on the epochs, so a store keeps what was chosen when a command was first run: the
+same command then finds the same jobs, on another day or another machine.
 """
 
 import hashlib
@@ -41,15 +42,16 @@ from regrow.train import Training
 from regrow.train.material import Setting
 from regrow.train.optimiser import SGD
 
-# Updates after which every network with norms that was tried ends at twice chance or better, for
-# ten classes; at 200 some were at chance, and without norms some still at 1,600. More classes are
-# assumed to take more in proportion. See docs/reproduce.md and benchmarks/least_steps.py.
+# Number of updates after which every tried network with normalisation layers was at twice chance or
+# better, for ten classes; at 200 some were at chance, and without normalisation some even at 1,600.
+# More classes are assumed to need proportionally more. See docs/reproduce.md and
+# benchmarks/least_steps.py.
 LEAST_STEPS = 400
 CLASSES = 10
-# How far a weight must come for its network to rise, in multiples of its size; see there too.
+# How far weights must move, relative to their norm, for a network to learn; see the same places.
 LEAST_WAY = 0.1
 
-Network = tuple[str, ...]  # labels of its data, itself, and its budget where there are several
+Network = tuple[str, ...]  # labels of its data, model, and budget if there are several
 CellsAt = Callable[[int], Sequence[Cell]]
 
 
@@ -66,21 +68,21 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A budget that was chosen for so many hours, and what it leaves out."""
+    """The budget that was chosen for a number of hours, and the networks that it leaves out."""
 
     hours: float
     epochs: int
     of: int  # epochs of the longest recipe
-    seconds: float  # that it was expected to take
+    seconds: float  # expected
     workers: int
     left_out: tuple[LeftOut, ...]
     machine: str
     date: str
-    axis: tuple[int, ...] = ()  # the study's own budgets, where it has several
+    axis: tuple[int, ...] = ()  # the study's own budgets, if it has several
 
     @property
     def share(self) -> float:
-        """The budget as a share of the recipes' own."""
+        """The budget as a share of the recipes' epochs."""
         return self.epochs / self.of
 
     @property
@@ -90,12 +92,12 @@ class Fit:
 
     @classmethod
     def from_json(cls, value: Any) -> "Fit":
-        """Read what a store keeps."""
+        """Read the decision that a store keeps."""
         names = sorted(cls.__dataclass_fields__)
         if not isinstance(value, dict) or sorted(value) != names or not _is_fit(value):
             raise StoreError(
-                f"What the store keeps of --hours must have {', '.join(names)}, as they were "
-                "chosen. Remove its hours-*.json, and they are chosen anew."
+                f"The store's decision on --hours must have valid {', '.join(names)}. Remove its "
+                "hours-*.json, and they are chosen again."
             )
         left_out = tuple(
             LeftOut(network=tuple(left["network"]), why=left["why"]) for left in value["left_out"]
@@ -124,7 +126,7 @@ class Fit:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The budget and what is left out, a sentence each."""
+        """Sentences on the budget and on each network that is left out."""
         return (str(self), *(f"{left}." for left in self.left_out))
 
 
@@ -137,7 +139,7 @@ def _hours(hours: float) -> str:
 
 
 def _is_fit(value: Mapping[str, Any]) -> bool:
-    """Return whether the fields of a budget are of their kinds."""
+    """Return whether all fields have the right types and ranges."""
     left_out, axis = value["left_out"], value["axis"]
     return (
         all(is_int(value[name], least=1) for name in ("epochs", "of", "workers"))
@@ -156,7 +158,7 @@ def _is_fit(value: Mapping[str, Any]) -> bool:
 
 
 def check_hours(hours: float, *, device: str = "cpu") -> None:
-    """Refuse hours that nothing fits into, and devices whose speed is not measured."""
+    """Raise ``ConfigError`` for invalid hours, and for devices whose speed is not measured."""
     if not (math.isfinite(hours) and hours > 0):
         raise ConfigError(f"--hours must be a finite number above 0. Got {hours!r}.")
     if device != "cpu":
@@ -169,9 +171,10 @@ def check_hours(hours: float, *, device: str = "cpu") -> None:
 def chosen(
     store: Store | None, name: str, choose: Callable[[], Fit] | None, *, hours: float, of: int
 ) -> Fit:
-    """Return the budget that a store keeps under a name, or else a new one.
+    """Return the budget that a store keeps under a name, or else the result of ``choose``.
 
-    Without ``choose`` there has to be one. One for recipes of another length is a ``StoreError``.
+    Raises ``ConfigError`` if there is neither, and ``StoreError`` if the kept one is for recipes of
+    another length.
     """
     kept = None if store is None else store.decided(name)
     if kept is None:
@@ -185,13 +188,13 @@ def chosen(
     if fit.of != of:
         raise StoreError(
             f"The budget for {_hours(hours)} was chosen for recipes of {fit.of} epochs, and now "
-            f"they have {of}. Remove {name}.json from the store, and it is chosen anew."
+            f"they have {of}. Remove {name}.json from the store, and it is chosen again."
         )
     return fit
 
 
 def keep(store: Store, name: str, fit: Fit) -> None:
-    """Keep a budget for all commands after this; ``StoreError`` if another was just chosen."""
+    """Store a budget for later commands; raise ``StoreError`` if another one was just stored."""
     kept = Fit.from_json(store.decide(name, json.loads(json.dumps(asdict(fit)))))
     if (kept.epochs, kept.without) != (fit.epochs, fit.without):
         raise StoreError(
@@ -201,7 +204,7 @@ def keep(store: Store, name: str, fit: Fit) -> None:
 
 
 def name_of(*parts: Any) -> str:
-    """Name the decision of a command in a store, by what was asked for."""
+    """Return the name of a command's decision in a store, derived from what was asked for."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return f"hours-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -211,16 +214,16 @@ def fit(
 ) -> Fit:
     """Choose the largest budget whose rows are expected to end within so many hours.
 
-    ``cells_at`` expands the rows for so many of the longest recipe's ``epochs``; where a study has
-    several budgets (``axis``), those of all budgets up to one. A ``ConfigError`` says how long the
-    cheapest network takes at the least, where none fits.
+    ``cells_at`` expands the rows for a budget, a number of epochs of the longest recipe, which has
+    ``epochs``; if a study has several budgets (``axis``), those of all budgets up to it. Raises
+    ``ConfigError``, with the time that the cheapest network needs, if none fits.
     """
     with measuring(workers) as rates:
         search = _Search(cells_at, rates, workers, axis or range(1, epochs + 1))
         kept, left_out = search.networks(epochs), list[LeftOut]()
         while True:
             budget = search.largest(kept, seconds=3600 * hours)
-            # Budgets that a study names are its author's choice.
+            # Budgets named in a study are its author's choice, so they are never too short.
             short = {n for n in kept if not budget or (not axis and search.is_short(budget, n))}
             if not short:
                 break
@@ -245,12 +248,12 @@ def fit(
 
 @dataclass
 class _Search:
-    """The time that budgets take, each expanded and costed once."""
+    """The times that budgets take; each is expanded only once."""
 
     cells_at: CellsAt
     rates: Rates
     workers: int
-    budgets: Sequence[int]  # from the smallest
+    budgets: Sequence[int]  # ascending
     _cells: dict[int, Sequence[Cell]] = field(default_factory=dict)
 
     def cells(self, budget: int) -> Sequence[Cell]:
@@ -269,12 +272,12 @@ class _Search:
         return estimate(jobs, (), workers=self.workers, rates=self.rates).seconds
 
     def largest(self, networks: frozenset[Network], *, seconds: float) -> int:
-        """Return the largest budget that fits, 0 if none does."""
+        """Return the largest budget that fits; 0 if none does."""
         num = bisect_right(self.budgets, seconds, key=lambda b: self.seconds(b, networks))
         return self.budgets[num - 1] if num else 0
 
     def trainings(self, budget: int, network: Network) -> list[Train | Retrain]:
-        """Return what is trained for a network's rows, without heads and published networks."""
+        """Return the trainings of a network's rows, without heads and published networks."""
         jobs = all_jobs(self.jobs(budget, {network})).values()
         trained = (job for job in jobs if isinstance(job, Train | Retrain))
         return [job for job in trained if job.head is None and not job.is_published]
@@ -284,7 +287,7 @@ class _Search:
         return any(steps_of(job) < least for job in self.trainings(budget, network))
 
     def least(self, network: Network) -> int:
-        """Return the fewest updates of a network: at most half of those that its recipe has."""
+        """Return the updates that a network needs: at most half of those of its full recipe."""
         whole = self.trainings(self.budgets[-1], network)
         needed = (
             min(max(least_steps(job), moving_steps(job)), -(-steps_of(job) // 2)) for job in whole
@@ -304,15 +307,15 @@ class _Search:
         return LeftOut(network=network, why=why)
 
     def too_short(self, networks: frozenset[Network], *, hours: float) -> str:
-        """Word how long the last network would take at the least."""
+        """Return the message that not even the last network fits, with the time that it needs."""
         (network,) = networks
         enough = (budget for budget in self.budgets if not self.is_short(budget, network))
         least = next(enough, self.budgets[-1])
         return (
-            f"Nothing of it can end clearly above chance within {_hours(hours)}: the cheapest "
+            f"No network can end clearly above chance within {_hours(hours)}: the cheapest "
             f"network, {words_of(network)}, needs {epochs_in_words(least)}, about "
             f"{in_words(self.seconds(least, {network}))} with {_in_number(self.workers)}. Give "
-            "it that long, fewer rows or seeds, or fewer images."
+            "it more hours, or use fewer rows, seeds or images."
         )
 
 
@@ -322,7 +325,7 @@ def network_of(experiment: Experiment) -> Network:
 
 
 def words_of(network: Network) -> str:
-    """Name a network for people.
+    """Return a network's name for messages.
 
     >>> words_of(("digits", "VGG-16", "")), words_of(("digits", "VGG-16", "8 epochs"))
     ('VGG-16 on digits', 'VGG-16 on digits for 8 epochs')
@@ -332,36 +335,37 @@ def words_of(network: Network) -> str:
 
 
 def steps_of(job: Train | Retrain) -> int:
-    """Return the number of updates of a training, or of the recipe that an arm makes its own."""
+    """Return the number of updates of a job's recipe; an arm may train for more or fewer."""
     return job.recipe.num_steps(-(-job.data.num_train // job.recipe.batch))
 
 
 def least_steps(job: Train | Retrain) -> int:
     """Return the fewest updates after which a training ends clearly above chance.
 
-    More classes take more of them, in proportion.
+    Above ten classes, they increase in proportion to the number of classes.
     """
     return math.ceil(LEAST_STEPS * max(1.0, job.data.classes / CLASSES))
 
 
 def moving_steps(job: Train | Retrain) -> int:
-    """Return the fewest updates in which the weights of a network can come ``LEAST_WAY``.
+    """Return the fewest updates in which the weights of a network can move by ``LEAST_WAY``.
 
-    Momentum adds up to lr / (1 - momentum) for each gradient. The gradient is that of the first
-    update: where a deep network has no norms it is so small that nothing moves for thousands of
-    them. 0 where nothing can be said: of optimisers that divide gradients by their size.
+    With momentum, each gradient moves weights by lr / (1 - momentum) in total. The gradient is that
+    of the first update: in deep networks without normalisation layers it is so small that weights
+    barely move for thousands of updates. Returns 0 if nothing is known, as for optimisers that
+    normalise gradients.
     """
     recipe = job.recipe
     if recipe.optimiser is not None and recipe.optimiser.name != SGD.name:
         return 0
     gradient = first_gradient(Setting.of(job.model, job.data, recipe))
-    way = recipe.lr * gradient / (1 - recipe.momentum)  # in an update
+    way = recipe.lr * gradient / (1 - recipe.momentum)  # per update
     return math.ceil(LEAST_WAY / way) if way else 0
 
 
 @cache
 def first_gradient(setting: Setting) -> float:
-    """Return the gradient of a network's first update over the weight, the median of its layers."""
+    """Return the norm of the first gradient over that of the weight, as the median over layers."""
     network = build(setting.model.untrained(), seed=0)
     sizes = {n: float(p.detach().norm()) for n, p in network.named_parameters() if p.dim() > 1}
     recipe = replace(setting.recipe, clip=None)
@@ -381,9 +385,9 @@ def first_gradient(setting: Setting) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class RowCost:
-    """A row over its seeds: epochs of its training, time with all workers busy, and FLOPs.
+    """The cost of a row over its seeds: epochs of a training, time with all workers busy, FLOPs.
 
-    What several rows depend on counts for the first of them.
+    Jobs that several rows depend on are counted for the first of them.
     """
 
     label: str
@@ -394,17 +398,17 @@ class RowCost:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetCost:
-    """All rows at one training budget: as ``RowCost``, with updates of unpruned networks."""
+    """The cost of all rows at one training budget, as in ``RowCost``."""
 
     budget: int
     jobs: int
-    updates: tuple[int, ...]  # of the training of each unpruned network, from the fewest
+    updates: tuple[int, ...]  # different numbers of updates of the unpruned networks, ascending
     seconds: float
     training_flops: float
 
 
 def row_costs(cells: Sequence[Cell], rates: Rates, *, workers: int) -> list[RowCost]:
-    """Cost each row of a table, as if nothing were done."""
+    """Return the cost of each row of a table, as if no job were done."""
     by_row: dict[str, list[Cell]] = {}
     for cell in cells:
         label = " / ".join(str(part) for part in cell.place[:-1] if part)
@@ -424,7 +428,7 @@ def row_costs(cells: Sequence[Cell], rates: Rates, *, workers: int) -> list[RowC
 
 
 def budget_costs(cells: Sequence[Cell], rates: Rates, *, workers: int) -> list[BudgetCost]:
-    """Cost the rows of each training budget of a study, as if nothing were done."""
+    """Return the cost of each training budget of a study, as if no job were done."""
     by_budget: dict[int, list[Cell]] = {}
     for cell in cells:
         if cell.experiment.budget is not None:
@@ -445,7 +449,7 @@ def budget_costs(cells: Sequence[Cell], rates: Rates, *, workers: int) -> list[B
 
 
 def _fresh(row: Sequence[Cell], seen: set[str]) -> list[Job]:
-    """Return the jobs below some cells that were not seen before, and note them."""
+    """Return the jobs of cells, with dependencies, that are not in ``seen``, and add them to it."""
     nodes = all_jobs(cell.job for cell in row)
     fresh = [job for key, job in nodes.items() if key not in seen]
     seen |= nodes.keys()

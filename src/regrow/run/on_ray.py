@@ -1,8 +1,8 @@
-"""Jobs on the machines of a Ray cluster: each is a task, with a CPU or its share of a GPU.
+"""Run jobs on a Ray cluster: each is a task, with a CPU or a share of a GPU.
 
-The command stays the coordinator of its run. Ray starts the tasks where there is room, tells when a
-worker or a machine is lost, and ends all tasks when the command ends. A store whose folder every
-machine sees is written by the tasks; else records travel as bytes (``run.ray_task``).
+The command remains the coordinator of its run. Ray starts the tasks where there is room, reports
+lost workers and machines, and ends all tasks when the command ends. If all machines can access the
+store's folder, tasks write to it; else records are sent as bytes (``run.ray_task``).
 """
 
 import json
@@ -37,19 +37,19 @@ from regrow.store import Store
 from regrow.store.packed import Packed, pack, unpack
 
 LOCAL = "local"  # the address of a cluster that is started for the run
-AHEAD = 2  # tasks that wait at Ray: a cluster that can grow sees that it should
-ANSWER_SECONDS = 120.0  # for a first answer: a busy machine takes a while to start a worker
-LOOK_SECONDS = 2.0  # how often to ask for the size of the cluster
-OBJECT_STORE_BYTES = 200 << 20  # of a cluster that is started here: messages are small
-AUTH_MODE = "RAY_AUTH_MODE"  # a variable of Ray's
-HANDED_ON = ("REGROW_DATA", LEASE_VARIABLE, "HF_HOME", "HF_HUB_OFFLINE")  # variables jobs read
+AHEAD = 2  # tasks queued at Ray beyond its room, so that an autoscaling cluster grows
+ANSWER_SECONDS = 120.0  # for a first answer, as a busy machine is slow to start a worker
+LOOK_SECONDS = 2.0  # how often to query the size of the cluster
+OBJECT_STORE_BYTES = 200 << 20  # of a cluster started here; messages are small
+AUTH_MODE = "RAY_AUTH_MODE"  # an environment variable of Ray
+HANDED_ON = ("REGROW_DATA", LEASE_VARIABLE, "HF_HOME", "HF_HUB_OFFLINE")  # read by jobs
 
 
 def on_ray(address: str | None = None) -> Platform:
-    """Return the platform of a Ray cluster.
+    """Return a ``Platform`` that runs jobs on a Ray cluster.
 
-    Without an address: the cluster that runs on this machine, or one that is started for the run;
-    ``local``: the latter.
+    Without an address, it is the cluster that runs on this machine, or else one that is started for
+    the run; with ``local``, always the latter.
     """
 
     def executor(
@@ -71,11 +71,11 @@ def on_ray(address: str | None = None) -> Platform:
 
 
 def connect(address: str | None) -> Any:
-    """Join a cluster, or start one of this machine alone; returns the package ``ray``.
+    """Connect to a cluster, or start one on this machine; return the module ``ray``.
 
-    A cluster that is there has to answer too, within ``ANSWER_SECONDS``.
+    An existing cluster must run a test task within ``ANSWER_SECONDS``.
     """
-    # Else a command begun by `uv run` would send its whole folder, and have it build environments.
+    # Else a command started by `uv run` would upload its folder, and have Ray build environments.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         ray: Any = import_module("ray")
@@ -99,9 +99,10 @@ def connect(address: str | None) -> Any:
             except ConnectionError:  # none runs here
                 address = LOCAL
                 ray.init(address=address, **common, **own)
-    except Exception as error:  # Ray raises bare ones, such as of a node that did not start in time
-        # A head takes a token of the home folder by itself, but Ray shows it to no given address;
-        # shown to a cluster without, tasks are done and the command never hears of it.
+    except Exception as error:  # Ray raises plain ones, e.g. if a node does not start in time
+        # Ray uses the token in the home folder for a head that it starts, but not to connect to a
+        # given address. With a token, but a cluster without one, tasks run and their messages never
+        # arrive.
         is_told = address in (None, LOCAL) or AUTH_MODE in os.environ
         hint = "" if is_told else f" Where its head asks for a token, set {AUTH_MODE}=token."
         told = str(error).strip().rstrip(".")
@@ -115,10 +116,10 @@ def connect(address: str | None) -> Any:
 
 
 def _wait_for_answer(ray: Any, address: str | None) -> None:
-    """Have a task without a CPU send a word: its worker must reach this process, not only be told.
+    """Run a task, which needs no CPU, to test that workers can send messages to this process.
 
-    It cannot where this process asks for a token that the cluster does not have, or where a
-    firewall lies between; jobs would be done, and the command never hear of it.
+    They cannot if this process requires a token that the cluster does not have, or because of a
+    firewall; jobs would run, but their messages would never arrive.
     """
     task = ray.remote(ray_task.answer).options(num_cpus=0, num_returns="streaming")
     messages = task.remote()
@@ -137,9 +138,9 @@ def _wait_for_answer(ray: Any, address: str | None) -> None:
         else "Let"
     )
     raise ConfigError(
-        f"The Ray cluster at {address or 'this machine'} takes tasks, but none of its workers has "
-        f"answered within {ANSWER_SECONDS:g} seconds. {remedy} the machines of the cluster reach "
-        "this one (firewall, --node-ip-address), or start the command on one of them."
+        f"The Ray cluster at {address or 'this machine'} accepts tasks, but none of its workers "
+        f"has answered within {ANSWER_SECONDS:g} seconds. {remedy} the machines of the cluster "
+        "reach this one (firewall, --node-ip-address), or start the command on one of them."
     )
 
 
@@ -147,11 +148,11 @@ def _wait_for_answer(ray: Any, address: str | None) -> None:
 class _Sent:
     job: Job
     messages: Any  # Ray's generator
-    claim: ExitStack = field(default_factory=ExitStack)  # of the job, where no task can take it
+    claim: ExitStack = field(default_factory=ExitStack)  # held here if tasks cannot see the store
 
 
 class _Ray:
-    """A cluster, which does as many jobs as it has room for."""
+    """An executor on a cluster, which runs as many jobs as it has room for."""
 
     def __init__(
         self, ray: Any, jobs: Sequence[Job], store: Store, settings: Settings, workers: int | None
@@ -170,7 +171,7 @@ class _Ray:
             ],
             "settings": asdict(settings),
         }
-        self._seen = True  # the store's folder, by every machine so far
+        self._seen = True  # whether every machine so far could access the store's folder
         self._tasks: list[_Sent] = []
         self._at_once: list[tuple[Job, Ended]] = []
         self._stopping = self._told = False
@@ -187,7 +188,7 @@ class _Ray:
             self._each, self._most = {"num_cpus": share, "num_gpus": share}, None
 
     def _measured(self, jobs: Sequence[Job]) -> int:
-        """Have a task with a whole GPU find how many trainings should share one."""
+        """Measure, in a task with a whole GPU, how many trainings should share one."""
         asked = Sharing.of(jobs)
         if asked.job is None or asked.most == 1:
             return 1
@@ -240,7 +241,7 @@ class _Ray:
         if self._stopping and not self._told:
             self._told = True
             for task in self._tasks:
-                self._ray.cancel(task.messages)  # it saves, and ends
+                self._ray.cancel(task.messages)  # the job saves before it ends
         while self._at_once:
             deliver(*self._at_once.pop())
             seconds = 0.0
@@ -258,11 +259,11 @@ class _Ray:
             self._next(task, deliver)
 
     def _next(self, task: _Sent, deliver: Deliver) -> None:
-        """Take one message of a task, or learn how it ended without one."""
+        """Receive one message of a task, or find how the task ended without one."""
         try:
             text, *files = self._ray.get(next(task.messages))
         except StopIteration:
-            self._end(task, _lost("Its task ended without a word"), deliver)
+            self._end(task, _lost("Its task ended without a message"), deliver)
         except self._ray.exceptions.RayError as error:
             self._end(task, self._how_it_ended(error), deliver)
         else:
@@ -288,7 +289,7 @@ class _Ray:
         self._end(task, message, deliver)
 
     def _keep(self, job: Job, ended: Ended, packed: Packed) -> Ended:
-        """Store what a task sent that does not see the store."""
+        """Store the record or failure sent by a task that cannot access the store."""
         try:
             if packed.record:
                 unpack(self._store, job.key, packed)
@@ -310,7 +311,7 @@ class _Ray:
         deliver(task.job, ended)
 
     def _how_it_ended(self, error: Exception) -> Ended:
-        """Tell what ended a task that could not say so itself."""
+        """Return how a task ended that could not report its end itself."""
         kinds = self._ray.exceptions
         if isinstance(error, kinds.TaskCancelledError) and self._stopping:
             return Ended("stopped")
@@ -345,7 +346,7 @@ class _Ray:
 
 
 def _lost(message: str) -> Ended:
-    """Say that a job's process is gone, which another may not be."""
+    """Return that a job's process was lost, so that the job can be retried in another."""
     return Ended("died", message=message, trouble="passing")
 
 

@@ -1,7 +1,7 @@
-"""The meaning of ``precision: auto``: bf16 where the processor has it and it pays, else fp32.
+"""Resolve ``precision: auto``, to bf16 if the processor supports it and it is faster, else fp32.
 
-And of ``engine: auto`` in fp32. Jobs are keyed by both, so a store keeps what was decided when it
-was first run: another machine then finds the same jobs.
+Also resolves ``engine: auto`` in fp32. Job keys contain both, so a store keeps what was decided in
+its first run: another machine then finds the same jobs.
 """
 
 import platform
@@ -23,13 +23,13 @@ from regrow.store import Store
 from regrow.train import Computing, EngineName, Precision
 from regrow.train.safe_convolutions import safe_convolutions
 
-PAYS = 0.9  # of the time that a step takes in fp32: the least gain that is worth another rounding
-HOPELESS = 3.0  # times fp32's: what a step of two images shows, without waiting for more
-FEW, MANY = 2, 32  # images a step
+PAYS = 0.9  # bf16 must take at most this share of fp32's time to be worth its rounding errors
+HOPELESS = 3.0  # multiple of fp32's time, in a step of two images, above which no more is measured
+FEW, MANY = 2, 32  # images per step
 ROUNDS = 3
 # In fp32 on a CPU with AVX2: shown to be equivalent to "exact" (docs/results/speed).
 ENGINE: EngineName = "fused"
-NAME = "precision"  # of the decision in the store
+NAME = "precision"  # name of the decision in the store
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PrecisionSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The precision and engine that ``auto`` stands for in a store, and the reason."""
+    """The precision and engine that ``auto`` was resolved to in a store, and the reason."""
 
     precision: Precision
     why: str
@@ -61,7 +61,7 @@ class Decision:
 
     @classmethod
     def from_json(cls, value: Any) -> "Decision":
-        """Read what a store keeps."""
+        """Read the decision that a store keeps."""
         names = [*cls.__dataclass_fields__]
         if not isinstance(value, dict) or sorted({"engine": "exact"} | value) != sorted(names):
             raise StoreError(f"The store's {NAME}.json must have {', '.join(names)}. Remove it.")
@@ -82,15 +82,16 @@ class Decision:
 
     @property
     def words(self) -> str:
-        """The precision in words, and the engine unless that is PyTorch's own operations."""
+        """The precision in words, with the engine unless that is PyTorch's own operations."""
         return self.precision + ("" if self.engine == "exact" else f" by {self.engine} kernels")
 
 
 class PrecisionChoice:
-    """The precision and engine that ``auto`` stands for in one command; decided on first use.
+    """Resolves ``auto`` for one command, on first use.
 
-    By the store, if it has decided, or has results from when fp32 was the default; else by a
-    measurement, which a command that only looks (``measure=False``) leaves out.
+    The decision is that of the store, if there is one; fp32, if the store has results from when
+    fp32 was the default; else made by a measurement, which read-only commands (``measure=False``)
+    skip.
     """
 
     def __init__(self, store: Store | None, *, device: str = "cpu", measure: bool = True) -> None:
@@ -100,13 +101,13 @@ class PrecisionChoice:
         self._measure = measure
 
     def __call__(self) -> Computing:
-        """Decide, once."""
+        """Return the precision and engine, deciding at the first call."""
         if self.decision is None:
             self.decision = self._decide()
         return Computing(precision=self.decision.precision, engine=self.decision.engine)
 
     def keep(self, store: Store) -> None:
-        """Keep what was decided, if anything was, for all commands on this store after this."""
+        """Store the decision, if one was made, for later commands on this store."""
         if self.decision is None:
             return
         decision = Decision.from_json(store.decide(NAME, asdict(self.decision)))
@@ -129,12 +130,12 @@ class PrecisionChoice:
 
 @cache
 def decide(device: str = "cpu") -> Decision:
-    """Decide by what the device computes natively and, on a CPU, by what a few steps take."""
+    """Decide by what the device supports natively and, on a CPU, by timing a few steps."""
     if device != "cpu":
         if not torch.cuda.is_available():
             raise ConfigError(
                 f"The precision 'auto' is decided by the device {device!r}, which this machine "
-                "does not have. Choose --device cpu, or where other machines compute give the "
+                "does not have. Choose --device cpu, or, if other machines run the jobs, give the "
                 "recipe 'precision: bf16' or 'fp32'."
             )
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -153,7 +154,7 @@ def _in_fp32(why: str) -> Decision:
 
 
 def has_vectors() -> bool:
-    """Return whether this is a processor that the fused kernels in float32 are made for."""
+    """Return whether the fused float32 kernels support this processor."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
@@ -166,14 +167,14 @@ def is_native() -> bool:
 
 @cache
 def measured() -> PrecisionSpeed:
-    """Time a few training steps in both precisions, a second or less; bf16 may be hopeless."""
+    """Time a few training steps in both precisions, for up to a second; fewer if bf16 is slow."""
     with one_thread():
         few = _timed(FEW, rounds=2)
         return few if few.times > HOPELESS else _timed(MANY, rounds=ROUNDS)
 
 
 def slow_bf16(jobs: Iterable[Job], device: str = "cpu") -> str | None:
-    """Return what to warn of where jobs compute in bf16, and the processor does not."""
+    """Return a warning if jobs use bf16 and the processor does not support it; else None."""
     recipes = (getattr(job, "recipe", None) for job in all_jobs(jobs).values())
     wants_bf16 = any(recipe is not None and recipe.precision == "bf16" for recipe in recipes)
     if not wants_bf16 or device != "cpu" or is_native():
@@ -183,13 +184,13 @@ def slow_bf16(jobs: Iterable[Job], device: str = "cpu") -> str | None:
         return None
     return (
         f"This processor does not compute bfloat16, so 'precision: bf16' is slow here: {speed}, "
-        f"{speed.times:.0f} times as long. With 'precision: fp32' the same study would take about "
-        "that much less, under other keys."
+        f"{speed.times:.0f} times as long. With 'precision: fp32' the same study would be about "
+        "that much faster, but share no results with this one."
     )
 
 
 def _timed(images: int, *, rounds: int) -> PrecisionSpeed:
-    """Return the shortest of some steps in each precision, taken in turns."""
+    """Return the shortest time of a step in each precision, timed in turns."""
     steps = {precision: _stepper(precision, images) for precision in get_args(Precision)}
     times: dict[str, list[float]] = {precision: [] for precision in steps}
     for _ in range(rounds):
@@ -201,7 +202,7 @@ def _timed(images: int, *, rounds: int) -> PrecisionSpeed:
 
 
 def _stepper(precision: Precision, images: int) -> Callable[[], None]:
-    """Return what takes a training step of a network of 32x32 images' middle layers."""
+    """Return a function that runs a training step of typical middle layers for 32x32 images."""
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(32, 64, 3, padding=1, bias=False),

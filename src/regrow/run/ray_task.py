@@ -1,8 +1,8 @@
-"""A job as a Ray task, on the machine that does it: JSON comes in, JSON and bytes go out.
+"""A job as a Ray task, on the machine that runs it: it receives JSON and yields JSON and bytes.
 
-``do`` is what Ray calls, found by its import path. It yields its messages while the job runs in a
-thread beside it, so that a cancelled task first lets its job save. Where the store's folder is not
-seen here, the records that the job reads come as bytes, and its own goes back likewise.
+Ray calls ``do``, found by its import path. It yields messages while the job runs in another thread,
+so that a cancelled task first lets its job save. If this machine cannot access the store's folder,
+the records that the job reads arrive as bytes, and its own record is sent back as bytes.
 """
 
 import hashlib
@@ -35,15 +35,15 @@ from regrow.run.gpu_sharing import Sharing
 from regrow.store import Store
 from regrow.store.packed import Packed, pack, unpack
 
-FOLDER = "folder"  # the decision of a store that tells it from any other: ``folder.json``
+FOLDER = "folder"  # the decision (``folder.json``) with a token that identifies the store
 
 NOTHING = Packed(b"", b"")
-Message = tuple[str, bytes, bytes]  # JSON; of a record that goes back, its two files
+Message = tuple[str, bytes, bytes]  # JSON, and the two files of a record that is sent back
 Tell = Callable[..., None]
 
 
 def do(request: str, *files: bytes) -> Iterator[Message]:
-    """Do the job of a request; yields what it tells, its end last."""
+    """Run the job of a request; yield its messages, the last of which is its end."""
     news: SimpleQueue[Message | None] = SimpleQueue()
     stopping = Event()
 
@@ -53,9 +53,9 @@ def do(request: str, *files: bytes) -> Iterator[Message]:
     def work() -> None:
         try:
             _work(json.loads(request), files, tell, stopping.is_set)
-        except ConfigError as error:  # of what all jobs need
+        except ConfigError as error:  # outside the job, so it would stop every job
             tell("refused", {"message": f"On {platform.node()}: {error}"})
-        except BaseException as error:  # the process may be asked for other jobs
+        except BaseException as error:  # so that the process can run other jobs
             died = Ended("died", message=f"{type(error).__name__}: {error}")
             tell(*message_to_json(died))
         finally:
@@ -66,18 +66,18 @@ def do(request: str, *files: bytes) -> Iterator[Message]:
     try:
         while (message := news.get()) is not None:
             yield message
-    finally:  # also of a task that was cancelled: its job saves first
+    finally:  # also if the task is cancelled: the job saves first
         stopping.set()
         thread.join()
 
 
 def answer() -> Iterator[str]:
-    """Send a word, as jobs send their messages."""
+    """Yield a message, in the same way as jobs do."""
     yield "here"
 
 
 def measure(request: str) -> int:
-    """Measure how many trainings like that of a request should share the GPU of this task."""
+    """Measure how many trainings like the request's should share this task's GPU."""
     asked = json.loads(request)
     _prepare(asked)
     job = job_from_json(asked["job"], key=asked["key"])
@@ -96,9 +96,9 @@ def _work(
     for file in job.files:
         if not Path(file).exists():
             raise ConfigError(
-                f"'{file}' is not seen in {Path.cwd()}. The code and the weights of your own have "
-                "to lie at one place on all machines of the cluster: start the command in a folder "
-                "that they share."
+                f"'{file}' does not exist in {Path.cwd()}. Your own code and weights must be at "
+                "the same path on all machines of the cluster: start the command in a folder that "
+                "they share."
             )
     own = None if store is not None else Path(tempfile.mkdtemp(prefix="regrow-ray-"))
     try:
@@ -111,7 +111,7 @@ def _work(
         def report(message: Progress | Notice) -> None:
             tell(*message_to_json(message))
 
-        with one_thread(), exact_floats():  # both are settings of the thread
+        with one_thread(), exact_floats():  # in this thread, because such settings are per thread
             settings = Settings(**asked["settings"])
             ended = execute(job, store, settings, report=report, stopping=stopping)
         sent = own is not None and ended.status == "done"
@@ -122,15 +122,15 @@ def _work(
 
 
 def _prepare(asked: Mapping[str, Any]) -> None:
-    """Make this process like that of the command: its folder, and what ``--with`` registers."""
-    with suppress(OSError):  # a folder that is not shared is not here
+    """Change to the command's folder, and load its ``--with`` files."""
+    with suppress(OSError):  # the folder may not exist on this machine
         os.chdir(asked["folder"])
     for given in asked["with"]:
         load_file(_file(Path(given["path"]), given["text"]))
 
 
 def _file(path: Path, text: str) -> Path:
-    """Return a file as it was given: where it lies, or as a copy, if another or none lies there."""
+    """Return the path if it has this content, else that of a copy with it."""
     content = text.encode()
     with suppress(OSError):
         if path.read_bytes() == content:
@@ -147,7 +147,7 @@ def _file(path: Path, text: str) -> Path:
 
 
 def _seen(asked: Mapping[str, Any]) -> Store | None:
-    """Open the store of the command, if the folder of its name here holds the same token."""
+    """Open the command's store if the folder at its path here has the same token, else None."""
     root = Path(asked["store"])
     with suppress(OSError, ValueError, StoreError):
         if parsed(read_file(root / f"{FOLDER}.json")).get("token") == asked["token"]:

@@ -1,4 +1,4 @@
-"""Work done during a run: rewriting the page, and a summary after each seed."""
+"""Work done during a run: rewriting the page, and a summary of results after each seed."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from regrow.run.events import Event, JobDone, JobFailed, SeedDone
 
 LEAST_SECONDS = 15.0
-SHARE = 0.05  # of the run's time, that writing may take
+SHARE = 0.05  # maximum share of the run's time for writing
 
 
 class Refreshing:
-    """Hand each event on, and call ``write`` after a job where enough time has passed.
+    """Pass each event on, and call ``write`` after a job if enough time has passed.
 
-    ``write`` is told in how many seconds, at the least, it will be called again.
+    ``write`` receives the least number of seconds until its next call.
     """
 
     def __init__(self, write: Callable[[int], None], *, before: Callable[[Event], None]) -> None:
@@ -22,7 +22,7 @@ class Refreshing:
         self._next = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        """Hand the event on, and write where it is time to."""
+        """Pass the event on, and write if it is time to."""
         self._before(event)
         if not isinstance(event, JobDone | JobFailed) or time.monotonic() < self._next:
             return
@@ -34,10 +34,10 @@ class Refreshing:
 
 
 class SeedBySeed:
-    """Hand each event on, and say what is known when all jobs of a seed are done, but the last.
+    """Pass each event on, and emit a summary when all jobs of a seed, but not of all, are done.
 
-    ``waiting`` has the keys of the jobs that each seed still waits for; ``known`` words what the
-    seeds that are complete show.
+    ``waiting`` has the keys of each seed's unfinished jobs; ``known`` returns the summary of the
+    seeds that are complete.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SeedBySeed:
         self._before = before
 
     def __call__(self, event: Event) -> None:
-        """Hand the event on, and what a seed shows that it completes."""
+        """Pass the event on, and emit a summary if it completes a seed."""
         self._before(event)
         if not isinstance(event, JobDone):
             return

@@ -1,11 +1,12 @@
-"""The order of jobs: what is missing from a store, seed by seed, longest chain first within a seed.
+"""The order of the jobs missing from a store: seed by seed, longest chain first within a seed.
 
-A seed that is complete in all arms can be compared, so all jobs of a study's first seed go before
-those of its second. The length of a chain is the work of its first job and of those that wait for
-it, one after another. With few workers and jobs of very different length, what starts last decides
-when the run ends. So a job of any seed goes first if its chain is longer than what is left of the
-work for each worker: then the whole run would wait for it at the end. Only what is short beside it,
-such as a fine-tuning that completes a seed, goes before.
+Arms can be compared once all of them have finished a seed, so all jobs of a study's first seed run
+before those of its second. The length of a job's chain is its work plus that of the longest
+sequence of jobs that depend on it. With few workers and jobs of very different length, the last
+chain to start decides when the run ends. So a job of any seed goes first if its chain is longer
+than each worker's share of the remaining work, because the whole run would wait for it at the end.
+Only jobs whose chains are much shorter, such as a fine-tuning that completes a seed, still run
+before it.
 """
 
 import heapq
@@ -21,12 +22,12 @@ from regrow.errors import StoreError
 from regrow.jobs.base import Job
 from regrow.store import Store
 
-SHORT = 0.2  # of the longest chain, which may begin so much later for the sake of an earlier seed
+SHORT = 0.2  # share of the longest chain, up to which jobs of an earlier seed still go first
 
 
 @dataclass(eq=False)
 class ScheduledJob:
-    """A job in its graph."""
+    """A job in the dependency graph, with its state in the schedule."""
 
     job: Job
     key: str
@@ -34,23 +35,23 @@ class ScheduledJob:
     work: float  # FLOPs, at least 1, so that jobs of unknown cost count as a step each
     dependents: "list[ScheduledJob]" = field(default_factory=list)
     num_waiting_for: int = 0
-    chain: float = 0.0  # work from here to the end of the longest chain
-    turn: int = 0  # place of its seed in the study; of several that need it, the first
+    chain: float = 0.0  # work of this job and of the longest sequence of jobs that depend on it
+    turn: int = 0  # position of its seed in the study; if several seeds need it, of the first
     handed_out: bool = False
     closed: bool = False  # done, failed or blocked
-    trial_of: "list[ScheduledJob]" = field(default_factory=list)  # wait until it shows their code
+    trial_of: "list[ScheduledJob]" = field(default_factory=list)  # jobs whose function it tests
 
 
-_Ready = tuple[float, float, int, ScheduledJob]  # by two ranks; lower ones go first
+_Ready = tuple[float, float, int, ScheduledJob]  # two priorities, of which lower ones go first
 
 
 class Schedule:
-    """The jobs still to be done, handed out in order; every step costs O(log of the ready)."""
+    """The unfinished jobs, handed out in order; each operation is logarithmic in the ready jobs."""
 
     def __init__(self, jobs: Iterable[Job], done: Collection[str]) -> None:
         jobs = list(jobs)
         everything = _expand(jobs)
-        # All that a job depends on, also of one that is done: a report adds up what it all cost.
+        # With the dependencies of finished jobs, because a report adds up all costs.
         self.nodes = {key: node for key, node in everything.items() if key not in done}
         self.reused = [node for key, node in everything.items() if key in done]
         for node in self.nodes.values():
@@ -62,7 +63,7 @@ class Schedule:
             node.chain = node.work + max((later.chain for later in node.dependents), default=0.0)
         _take_turns(self.nodes.values(), jobs)
         self.num_open = len(self.nodes)
-        self._left = sum(node.work for node in self.nodes.values())  # of what is not handed out
+        self._left = sum(node.work for node in self.nodes.values())  # work not handed out yet
         works = {node.job.trained_by for node in self.reused}
         for nodes in _by_function(self.nodes.values()).values():
             if nodes[0].job.trained_by not in works:
@@ -74,9 +75,9 @@ class Schedule:
                 self._make_ready(node)
 
     def take(self, num_workers: int = 1) -> ScheduledJob | None:
-        """Return the next job that can start, or None when all that is left waits for others.
+        """Return the next job that can start, or None if all that are left wait for others.
 
-        ``num_workers`` share the work that is left.
+        ``num_workers`` share the remaining work.
         """
         node, longest = _first(self._by_turn), _first(self._by_chain)
         if node is None or longest is None:
@@ -88,7 +89,7 @@ class Schedule:
         return node
 
     def put_back(self, node: ScheduledJob) -> None:
-        """Take a job back that was handed out and not done."""
+        """Return a job to the schedule that was handed out and not finished."""
         node.handed_out = False
         self._left += node.work
         self._make_ready(node)
@@ -98,7 +99,7 @@ class Schedule:
         heapq.heappush(self._by_chain, (-node.chain, node.turn, node.index, node))
 
     def finish(self, node: ScheduledJob) -> None:
-        """Note that a job is done, which may make others ready."""
+        """Mark a job as done, which may make others ready."""
         self._close(node)
         self._release([*node.dependents, *node.trial_of])
 
@@ -109,13 +110,13 @@ class Schedule:
                 self._make_ready(later)
 
     def fail(self, node: ScheduledJob) -> list[ScheduledJob]:
-        """Note that a job failed; returns those that cannot be done without it."""
+        """Mark a job as failed; return the jobs that cannot run because of it."""
         self._close(node)
         self._release(node.trial_of)
         return self._block([node])
 
     def give_up(self, function: Hashable) -> list[ScheduledJob]:
-        """Close what a function of the user's own would train and has not begun; returns that."""
+        """Close a user function's jobs that have not started; return them and their dependents."""
         nodes = [
             node
             for node in self.nodes.values()
@@ -144,7 +145,7 @@ class Schedule:
 
 
 class Waiting:
-    """Jobs that are tried again later, held meanwhile, so that other runs wait for them too."""
+    """Jobs to be retried later; they stay claimed, so that other runs wait for them too."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -152,19 +153,20 @@ class Waiting:
         self._holds: dict[str, ExitStack] = {}
 
     def add(self, node: ScheduledJob, *, seconds: float, share: float, because: str) -> None:
-        """Have a job wait for so long; ``share`` of it was done, and ``because`` is why."""
+        """Let a job wait; ``share`` of it is done, ``because`` is the reason."""
         heapq.heappush(self._by_time, (time.monotonic() + seconds, node.index, node))
         self.hold(node, seconds=seconds, share=share, because=because)
 
     def hold(self, node: ScheduledJob, *, seconds: float, share: float, because: str) -> None:
-        """Hold a job until it is let go, and say so for people; on a full disk others may take it.
+        """Claim a job until it is let go, and write so to its progress file.
 
-        After ``seconds`` it waits for room alone.
+        If it cannot be claimed, as on a full disk, other runs may take it. ``seconds``: until it
+        is retried; with 0 it only waits for a free worker.
         """
         holding = ExitStack()
         with suppress(StoreError, OSError):
             workspace = holding.enter_context(self._store.claim(node.key))
-            if workspace is None:  # another run has it by now
+            if workspace is None:  # another run has claimed it meanwhile
                 holding.close()
                 return
             self._holds[node.key] = holding
@@ -177,18 +179,18 @@ class Waiting:
             )
 
     def due(self) -> Iterator[ScheduledJob]:
-        """Yield the jobs whose time has come; they stay held until they are let go."""
+        """Yield the jobs whose waiting time is over; they stay claimed until they are let go."""
         while self._by_time and self._by_time[0][0] <= time.monotonic():
             yield heapq.heappop(self._by_time)[2]
 
     def let_go(self, key: str) -> None:
-        """Let a job be taken, by this run or another."""
+        """Release a job, so that this run or another can claim it."""
         if key in self._holds:
             with suppress(StoreError, OSError):
                 self._holds.pop(key).close()
 
     def close(self) -> None:
-        """Let all jobs go."""
+        """Release all jobs."""
         for key in tuple(self._holds):
             self.let_go(key)
 
@@ -196,7 +198,7 @@ class Waiting:
 def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
     """Collect jobs and all they depend on, once each, every job after its inputs.
 
-    A loop, not a recursion: the rounds of a lottery make long chains.
+    A loop, not a recursion, because iterative pruning makes long chains.
     """
     nodes: dict[str, ScheduledJob] = {}
     opened: set[str] = set()
@@ -216,9 +218,10 @@ def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
 
 
 def _take_turns(nodes: Collection[ScheduledJob], jobs: Iterable[Job]) -> None:
-    """Give each job the place of its seed among those of a study, as the study has them.
+    """Set each job's ``turn`` to the position of its seed in the study.
 
-    What several seeds need has the turn of the first. ``nodes`` come after their inputs.
+    Jobs that several seeds need get the turn of the first. ``nodes`` are ordered after their
+    inputs.
     """
     seeds = dict.fromkeys(getattr(job, "seed", None) for job in jobs)
     places = {seed: place for place, seed in enumerate(seeds)}
@@ -228,14 +231,14 @@ def _take_turns(nodes: Collection[ScheduledJob], jobs: Iterable[Job]) -> None:
 
 
 def _first(ready: list[_Ready]) -> ScheduledJob | None:
-    """Return the first of a heap that is still ready; others are dropped."""
+    """Return the first job of a heap that is still ready, dropping those that are not."""
     while ready and (ready[0][3].closed or ready[0][3].handed_out):
         heapq.heappop(ready)
     return ready[0][3] if ready else None
 
 
 def _by_function(nodes: Iterable[ScheduledJob]) -> dict[Hashable, list[ScheduledJob]]:
-    """Group what functions of the user's own train, by the function."""
+    """Group the jobs that user functions train, by the function."""
     groups: dict[Hashable, list[ScheduledJob]] = {}
     for node in nodes:
         if node.job.trained_by is not None:
@@ -244,9 +247,9 @@ def _by_function(nodes: Iterable[ScheduledJob]) -> dict[Hashable, list[Scheduled
 
 
 def _try_first(nodes: list[ScheduledJob]) -> None:
-    """Let the jobs of one function wait for one of them that only measures, if one can start.
+    """Let a function's jobs wait for one of them that only measures, if one can start now.
 
-    Every training ends in a measurement too: what is wrong with that shows there, in seconds.
+    Every training ends with a measurement too, so errors in that are found within seconds.
     """
     trial = next((n for n in nodes if n.job.flops == 0 and n.num_waiting_for == 0), None)
     if trial is None:

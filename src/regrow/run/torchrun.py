@@ -1,8 +1,8 @@
-"""Several processes as one: ``torchrun --nproc-per-node 2 -m regrow run study.yaml``.
+"""Run a command with several ranks: ``torchrun --nproc-per-node 2 -m regrow run study.yaml``.
 
-Rank 0 runs the command. The other ranks follow it: they wait for a training, do it in step with
-rank 0 (``train.distributed``), and wait for the next. They write nothing, and say nothing unless
-they fail. What needs no training, such as a pruning, rank 0 does alone meanwhile.
+Rank 0 runs the command. The other ranks wait for a training, run it in lockstep with rank 0
+(``train.distributed``), and wait for the next. They write nothing, and print only errors. Jobs
+without training, such as a pruning, are run by rank 0 alone.
 """
 
 import os
@@ -24,16 +24,16 @@ from regrow.run.executors import Settings, exact_floats, one_thread, own_randomn
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """A training that all ranks are to do, and what they must know for it."""
+    """A training for all ranks, with what they need to run it."""
 
-    files: tuple[Path, ...]  # what the user gave with --with
+    files: tuple[Path, ...]  # of --with
     settings: Settings
-    job: str  # as JSON, which can be read only after the files
+    job: str  # as JSON, which can be read only after loading the files
     key: str
 
 
 def take_part(lead: Callable[[], None], complain: Callable[[str], None]) -> None:
-    """Meet the other ranks; rank 0 leads, the others follow until it is through."""
+    """Join the other ranks; rank 0 calls ``lead``, the others follow it until it ends."""
     if not launched():
         lead()
         return
@@ -44,13 +44,13 @@ def take_part(lead: Callable[[], None], complain: Callable[[str], None]) -> None
     try:
         lead()
     finally:
-        with suppress(RanksLost):  # what rank 0 had to do is done
+        with suppress(RanksLost):  # rank 0 has finished its work anyway
             ranks.share(_no_more)
             leave()
 
 
 def summon(job: Job, settings: Settings) -> Ranks:
-    """Have the other ranks begin a training with this one; returns who does the job."""
+    """Let the other ranks start a training together with this one; return the ranks of the job."""
     ranks = current()
     if not (ranks.together and job.setting is not None):
         return ALONE
@@ -65,13 +65,13 @@ def _no_more() -> _Order | None:
 
 
 def _follow(ranks: Ranks, complain: Callable[[str], None]) -> None:
-    """Do what rank 0 says; what goes wrong on this rank alone ends it, and with it all others."""
+    """Run the trainings that rank 0 sends; an error of this rank alone ends it and so all ranks."""
     asked_to_stop: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         asked_to_stop.append(number)
 
-    # All stop together, after the step under way: launchers tell every rank to.
+    # Launchers signal every rank; all stop together, after the current step.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, note)
     try:
@@ -82,7 +82,7 @@ def _follow(ranks: Ranks, complain: Callable[[str], None]) -> None:
         text = str(error) if isinstance(error, RanksLost) else f"{type(error).__name__}: {error}"
         complain(f"rank {ranks.rank}: {text}")
         sys.stderr.flush()
-        os._exit(1)  # connections to ranks that wait are not closed in good order
+        os._exit(1)  # connections to waiting ranks cannot be closed in an orderly way
 
 
 def _do(order: _Order, ranks: Ranks, *, stopping: Callable[[], bool]) -> None:
@@ -103,4 +103,4 @@ def _do(order: _Order, ranks: Ranks, *, stopping: Callable[[], bool]) -> None:
     except RanksLost:
         raise
     except RegrowError:
-        return  # it befell all ranks, and rank 0 tells
+        return  # raised on all ranks, and reported by rank 0

@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 
-# "passing": a lost process, a full disk, a file server that does not answer. "memory": fewer jobs
-# at once may do. "": the job itself, which would fail again.
+# "passing": temporary, such as a lost process, a full disk or a file server that does not answer.
+# "memory": fewer jobs at once may help. "": caused by the job, which would fail again.
 Trouble = Literal["", "passing", "memory"]
-FIRST_WAIT = 1.0  # seconds; five times as long each time
-ATTEMPTS = 2  # of a job in whose hands compiled code crashed: twice is the job
+FIRST_WAIT = 1.0  # seconds; five times as long for each further retry
+ATTEMPTS = 2  # of a job in which compiled code crashed: a second crash is attributed to the job
 PASSING = frozenset(
     getattr(errno, name)
     for name in (
@@ -22,16 +22,16 @@ PASSING = frozenset(
         *("ENETDOWN", "ENETUNREACH", "ENFILE", "ENOLCK", "ENOSPC", "EREMOTEIO", "ESTALE"),
         "ETIMEDOUT",
     )
-    if hasattr(errno, name)  # some are Linux's own
+    if hasattr(errno, name)  # some exist on Linux only
 )
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED")
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as the library of safetensors words it
-# What compiled code raises against itself, or the processor against it.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of the safetensors library
+# Signals that report faults in compiled code.
 CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
 
 
 def trouble_of(error: BaseException) -> Trouble:
-    """Return whether what ended a job may pass.
+    """Return whether the error that ended a job may be temporary, or a lack of memory.
 
     >>> trouble_of(OSError(errno.ENOSPC, "No space left on device")), trouble_of(ValueError("no"))
     ('passing', '')
@@ -51,7 +51,7 @@ def trouble_of(error: BaseException) -> Trouble:
 
 
 def trouble_of_end(code: int, *, killed_for_memory: bool) -> Trouble:
-    """Return whether what ended a process may pass, from its exit code.
+    """Return, from an exit code, whether the end of a process may have a temporary cause.
 
     >>> trouble_of_end(-9, killed_for_memory=True), trouble_of_end(-9, killed_for_memory=False)
     ('memory', 'passing')
@@ -65,37 +65,37 @@ def trouble_of_end(code: int, *, killed_for_memory: bool) -> Trouble:
 
 @dataclass
 class Tries:
-    """The times that a job met what may pass, since it last got on."""
+    """The attempts of a job since it last made progress."""
 
     count: int = 0
-    at: float = 0.0  # the share of it from which it was last resumed
+    at: float = 0.0  # the share of the job from which it was last resumed
 
     def wait_after(
         self, trouble: Trouble, *, died: bool, resumed_at: float, retries: int
     ) -> float | None:
-        """Return the seconds to wait before it is tried once more; None if that is no use.
+        """Return the seconds to wait before the next attempt; None if the job is not retried.
 
         >>> tries = Tries()
         >>> [tries.wait_after("passing", died=False, resumed_at=0, retries=3) for _ in range(4)]
         [1.0, 5.0, 25.0, None]
         """
         if resumed_at > self.at:
-            self.count, self.at = 0, resumed_at  # it gets on in spite of them
+            self.count, self.at = 0, resumed_at  # it has made progress
         self.count += 1
-        # One that the kernel killed although it was alone: others may have taken the memory.
+        # If the kernel killed the only job for lack of memory, other programs may have used it.
         if trouble == "passing" or (trouble == "memory" and died):
             return FIRST_WAIT * 5 ** (self.count - 1) if self.count <= retries else None
         return 0.0 if died and not trouble and self.count < ATTEMPTS else None
 
 
 def name_of(number: int) -> str:
-    """Return a signal's name, or its number in words."""
+    """Return a signal's name, or ``signal N`` for an unknown one."""
     known = {int(known): known.name for known in signal.Signals}
     return known.get(number, f"signal {number}")
 
 
 def how_it_ended(code: int, *, killed_for_memory: bool = False) -> str:
-    """Word how a process ended, and by what, from its exit code.
+    """Describe how a process ended, from its exit code.
 
     >>> how_it_ended(3)
     'ended without a message (exit code 3)'
@@ -107,8 +107,8 @@ def how_it_ended(code: int, *, killed_for_memory: bool = False) -> str:
     name = name_of(-code)
     if name in CRASHES:
         return (
-            f"crashed with {name}, which is a fault in compiled code such as PyTorch's rather than "
-            "a lack of memory"
+            f"crashed with {name}, which is a fault in compiled code, such as PyTorch's, rather "
+            "than a lack of memory"
         )
     if name == "SIGKILL":
         if killed_for_memory:
@@ -118,13 +118,13 @@ def how_it_ended(code: int, *, killed_for_memory: bool = False) -> str:
 
 
 class MemoryKills:
-    """The processes of this machine that the kernel has killed for want of memory, as it counts."""
+    """The kernel's count of processes of this machine that it killed for lack of memory."""
 
     def __init__(self) -> None:
         self._before = _memory_kills()
 
     def is_new(self) -> bool:
-        """Return whether there was one since the last look."""
+        """Return whether the count has increased since the last call."""
         before, self._before = self._before, _memory_kills()
         return self._before > before
 

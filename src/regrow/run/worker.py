@@ -1,11 +1,11 @@
-"""Worker processes: started once, each does one job after another; both ends of their pipes.
+"""Worker processes, which run one job after another; both ends of their pipes.
 
-A worker with a GPU of its own has several hands: threads, which share it (``executors.threads``).
+A worker that owns a GPU has several hands: threads that share it (``executors.threads``).
 
-From its parent a worker gets bytes: ``STOP``, or a job's key and the job as JSON. To its parent go,
-as JSON too, ``READY`` once, and the messages of its jobs with their keys. A thread listens to the
-pipe; when the parent is gone (even by kill -9) the pipe ends, and the worker ends at once: what it
-had not stored it had not done, and its lock is free.
+A worker receives bytes from its parent: ``STOP``, or a job's key and the job as JSON. It sends JSON
+to its parent: ``READY`` once, and the messages of its jobs with their keys. A thread reads the
+pipe. When the parent dies (even by kill -9), the pipe closes and the worker ends at once: a job
+that it has not stored counts as not done, and its lock is released.
 """
 
 import faulthandler
@@ -51,11 +51,11 @@ from regrow.store import Store
 STOP = b""
 READY = "ready"
 Send = Callable[[str, str, Mapping[str, Any]], None]  # a job's key, a message's name and fields
-HAND_SECONDS = 0.05  # how long a new job may wait for a thread that is free
+HAND_SECONDS = 0.05  # how long a new job may wait although a thread is free
 WARNINGS = "PYTHONWARNINGS"  # read by Python when a process starts
 NO_LEAKS = "ignore::UserWarning:multiprocessing.resource_tracker"
-# What the parent alone decides upon, also when the whole group gets it: SLURM tells every process
-# of a step, and what a process does not handle ends it.
+# Signals that only the parent handles, although the whole process group may get them: SLURM signals
+# every process of a step, and an unhandled signal would end the process.
 OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TUNABLES = "GLIBC_TUNABLES"  # read by the C library when a process starts
 ALLOCATOR = ":".join(
@@ -66,18 +66,18 @@ ALLOCATOR = ":".join(
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The facts about the starting process that a worker needs."""
+    """What a worker needs from the process that starts it."""
 
     store: Path
-    files: tuple[Path, ...]  # what the user gave with --with
+    files: tuple[Path, ...]  # of --with
     settings: Settings
     num_hands: int = 1
-    last_words: Path | None = None  # where it writes what it did when a signal ends it
+    last_words: Path | None = None  # file for its traceback if a signal ends it
 
 
 def work(pipe: "Connection[bytes, bytes]", origin: Origin) -> None:
     """Serve as a worker until the pipe ends; the target of the process."""
-    # The parent blocked them before the start, so that none comes in between.
+    # The parent blocked them before the start, so that none arrives before they are ignored.
     for number in OF_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_PARENT)
@@ -88,7 +88,7 @@ def work(pipe: "Connection[bytes, bytes]", origin: Origin) -> None:
     def send(key: str, name: str, content: Mapping[str, Any]) -> None:
         try:
             pipe.send_bytes(json.dumps([key, name, content]).encode())
-        except OSError:  # the parent is gone; not an error of the job that speaks
+        except OSError:  # the parent is gone; not an error of the job that sends
             os._exit(1)
 
     try:
@@ -120,12 +120,12 @@ def _share(
     send: Send,
     stopping: Callable[[], bool],
 ) -> NoReturn:
-    """Do jobs in threads that share a device, until the process is ended."""
+    """Run jobs in threads that share a device, until the process is ended."""
     hands = threads(origin.num_hands, store, origin.settings)
     while True:
         with suppress(queue.Empty):
             while hands.num_free:
-                # Idle, it waits for a job; else for what its threads tell.
+                # If idle, wait for a job; else go on to the threads' messages.
                 packed = jobs.get(block=hands.num_busy == 0)
                 job = _unpack(packed, send)
                 if job is not None:
@@ -140,12 +140,12 @@ def _tell(send: Send, key: str, message: Message) -> None:
 
 
 def _unpack(packed: bytes, send: Send) -> Job | None:
-    """Read a job; of one that cannot be read, tell its end."""
+    """Read a job; if it cannot be read, report it as failed and return None."""
     key, text = json.loads(packed)
     try:
         return job_from_json(text, key=key)
     except Exception as error:
-        message = f"A worker process cannot do this job: {error}"
+        message = f"A worker process cannot run this job: {error}"
         _tell(send, key, Ended("failed", message=message))
         return None
 
@@ -168,12 +168,12 @@ def _listen(
 
 @contextmanager
 def large_pages() -> Iterator[None]:
-    """Let processes that are started inside keep the memory they free, and take it in large pages.
+    """Make processes started inside keep the memory that they free, and allocate large pages.
 
-    A step of these networks frees and takes the same maps again; by default the C library gives
-    them back to the system each time. Steps of ResNet-56 took 1.25 times as long so, of
-    PreResNet-164 1.1 times (bf16, one thread of a 2-core Xeon, torch 2.15, glibc 2.36). Other C
-    libraries do not read the variable; one that the user has set stays.
+    A training step frees and allocates the same feature maps again; by default the C library
+    returns the memory to the system each time. With that default, steps of ResNet-56 took 1.25
+    times as long, of PreResNet-164 1.1 times (bf16, one thread of a 2-core Xeon, torch 2.15, glibc
+    2.36). Other C libraries do not read the variable; if the user has set it, it is left unchanged.
     """
     if TUNABLES in os.environ:
         yield
@@ -187,9 +187,9 @@ def large_pages() -> Iterator[None]:
 
 @contextmanager
 def _hidden_script() -> Iterator[None]:
-    """Let processes that are started inside begin without the script that this one runs.
+    """Make processes started inside not import the script that this one runs.
 
-    They would import it, and so come to its calls again where no ``if __name__`` guards these.
+    Importing it would repeat its calls unless they are guarded by ``if __name__ == "__main__"``.
     """
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -201,10 +201,10 @@ def _hidden_script() -> Iterator[None]:
 
 @contextmanager
 def _silent_tracker() -> Iterator[None]:
-    """Let multiprocessing's tracker, if it starts inside, say nothing of what it clears away.
+    """Silence leak warnings of multiprocessing's resource tracker, if it starts inside.
 
-    A worker ends at once when its parent does, and leaves locks of libraries (of bars that show
-    progress) to the tracker, whose warning says nothing that a user could act on.
+    A worker ends at once when its parent does, and leaves locks of libraries (such as progress
+    bars) to the tracker, whose warning is of no use to a user.
     """
     before = os.environ.get(WARNINGS)
     os.environ[WARNINGS] = ",".join(filter(None, [before, NO_LEAKS]))
@@ -218,12 +218,12 @@ def _silent_tracker() -> Iterator[None]:
 
 @contextmanager
 def held_back(*signals: signal.Signals) -> Iterator[None]:
-    """Hold signals back; processes that are started inside hold them back until they say otherwise.
+    """Block signals; processes that are started inside block them until they unblock them.
 
     Ctrl-C at a terminal goes to every process of the command, also to one that is still starting.
     """
     with _silent_tracker():
-        ensure_running()  # a process of its own, whose start would let signals through
+        ensure_running()  # starts the tracker's process now, because that unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -232,7 +232,7 @@ def held_back(*signals: signal.Signals) -> Iterator[None]:
 
 
 def worker_processes(num: int, store: Store, settings: Settings) -> Executor:
-    """Start worker processes that do jobs of a store."""
+    """Start worker processes that run jobs of a store."""
     return _Workers([_origin(store, settings)] * num)
 
 
@@ -254,7 +254,7 @@ def _origin(store: Store, settings: Settings) -> Origin:
 
 
 class _Workers:
-    """Worker processes, started once; one that dies is replaced, unless there are to be fewer."""
+    """Worker processes; one that dies is replaced, unless their number has been reduced."""
 
     def __init__(self, origins: Sequence[Origin]) -> None:
         self._stopping = self._told = False
@@ -344,7 +344,7 @@ class _Workers:
         return sum(worker.origin.num_hands for worker in self._workers)
 
     def _close_surplus(self) -> None:
-        """End workers that have nothing to do and are more than there are to be: free memory."""
+        """End idle workers beyond the maximum, to free memory."""
         for worker in [worker for worker in self._workers if not worker.jobs]:
             if self._num_hands - worker.origin.num_hands >= self._most:
                 self._workers.remove(worker)
@@ -355,18 +355,19 @@ class _Worker:
     """One worker process, seen from its parent."""
 
     def __init__(self, origin: Origin) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy torch's locked threads
+        # Not a fork, which would copy locks held by torch's threads.
+        context = multiprocessing.get_context("spawn")
         self.pipe: Connection[bytes, bytes]
         self.pipe, worker_end = context.Pipe()
         self.origin = origin
         self.jobs: dict[str, Job] = {}
         self.ready = False
-        self.traceback = ""  # once closed: what it did when a signal ended it, as far as it wrote
-        self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # as long as this is
+        self.traceback = ""  # set on closing: its traceback if a signal ended it
+        self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # closed in close()
         origin = replace(origin, last_words=Path(self._last_words.name))
         self.process: SpawnProcess = context.Process(target=work, args=(worker_end, origin))
         try:
-            # None must end the worker before it ignores them.
+            # Signals are blocked, so that none ends the worker before it ignores them.
             script = nullcontext() if origin.settings.script_again else _hidden_script()
             with held_back(*OF_THE_PARENT), large_pages(), script:
                 self.process.start()
@@ -383,15 +384,15 @@ class _Worker:
         self.send(json.dumps([job.key, text]).encode())
 
     def send(self, message: bytes) -> None:
-        with suppress(OSError):  # it died; the next poll finds the end of its pipe and tells
+        with suppress(OSError):  # it died; the next poll notices the closed pipe
             self.pipe.send_bytes(message)
 
     def close(self, *, kill: bool) -> int:
-        """End the process, and return its exit code; below 0 a signal's number."""
+        """End the process and return its exit code, below 0 for a signal."""
         if kill:
             self.process.kill()
         self.pipe.close()
-        self.process.join(timeout=5.0)  # it ends when its pipe does, in milliseconds
+        self.process.join(timeout=5.0)  # it ends within milliseconds of its pipe closing
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
