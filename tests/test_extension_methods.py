@@ -340,7 +340,7 @@ def test_a_treatment_is_part_of_an_arms_key_and_nothing_elses(tmp_path: Path) ->
             "so it cannot be a 'treatment'",
         ),
         ({"name": "a", "like": "fine-tune", "treatment": "rigel"}, "Unknown method 'rigel'"),
-        ({"name": "a", "like": "fine-tune", "strength": 1.0}, "that of a 'treatment', and it has"),
+        ({"name": "a", "like": "fine-tune", "strength": 1.0}, "a 'strength', but no 'treatment'"),
         (
             {"name": "a", "like": "fine-tune", "treatment": "soft-filter", "strength": 1.0},
             "the treatment 'soft-filter' takes no 'strength'",

@@ -147,15 +147,15 @@ def _altered(job: Job, change: Callable[[Any], None]) -> str:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda v: v["values"][-1].__setitem__(0, "subprocess:Popen"), "no value that jobs are"),
+        (lambda v: v["values"][-1].__setitem__(0, "subprocess:Popen"), "not a frozen dataclass"),
         (lambda v: v["values"][-1].__setitem__(0, "no.such.module:Job"), "--with"),
-        (lambda v: v["values"][-1].__setitem__(0, "os:system"), "no value that jobs are"),
-        (lambda v: v["values"][-1].__setitem__(0, "regrow.run.worker:_Worker"), "no value that"),
+        (lambda v: v["values"][-1].__setitem__(0, "os:system"), "not a frozen dataclass"),
+        (lambda v: v["values"][-1].__setitem__(0, "regrow.run.worker:_Worker"), "not a frozen"),
         (lambda v: v["values"][-1].__setitem__(0, "regrow.run.events:NotThere"), "no attribute"),
         (lambda v: v["values"][-1][1].pop("seed"), "other fields"),
-        (lambda v: v["values"][-1][1].update(seed={"at": 99}), "no job"),
-        (lambda v: v["values"][-1][1].update(seed={"call": "exit"}), "no job"),
-        (lambda v: v.pop("root"), "no job"),
+        (lambda v: v["values"][-1][1].update(seed={"at": 99}), "not a job"),
+        (lambda v: v["values"][-1][1].update(seed={"call": "exit"}), "not a job"),
+        (lambda v: v.pop("root"), "not a job"),
         (lambda v: v["values"][-1][1].update(seed=1), "another key here .* another version"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_module_that_holds_no_values_runs_nothing(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = train()
-    with pytest.raises(ConfigError, match=r"no job|cannot be imported"):
+    with pytest.raises(ConfigError, match=r"not a job|cannot be imported"):
         job_from_json(_altered(job, lambda v: v["values"][0].__setitem__(0, name)), key=job.key)
     assert capsys.readouterr() == ("", "")
 
@@ -179,7 +179,7 @@ def test_a_module_that_holds_no_values_runs_nothing(
 @pytest.mark.parametrize("value", [None, 10**400, "x", {"tuple": []}, {"dict": [[1, 2]]}])
 def test_values_that_no_job_has_are_refused(field: str, value: Any) -> None:
     job = train()
-    with pytest.raises(ConfigError, match=r"no job|another key"):
+    with pytest.raises(ConfigError, match=r"not a job|another key"):
         job_from_json(
             _altered(job, lambda v: v["values"][-1][1].__setitem__(field, value)), key=job.key
         )
@@ -187,7 +187,7 @@ def test_values_that_no_job_has_are_refused(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"root":0,"values":[]}', "[" * 100_000])
 def test_what_is_no_json_of_a_job_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="no job"):
+    with pytest.raises(ConfigError, match="not a job"):
         job_from_json(text, key="x")
 
 
@@ -515,9 +515,9 @@ def test_ones_own_network_and_function_go_to_a_cluster(
     ray(alter=lambda request: request.update(folder=str(tmp_path / "elsewhere")))
     refused = command(*asked, *more, "--out", "c", "--store", "sc", "--on", "ray")
     assert refused.code == 2
-    assert "'nets.py' is not seen in" in refused.text
+    assert "'nets.py' does not exist in" in refused.text
     assert "start the command in a folder that they share" in refused.text
-    assert refused.text.count("is not seen in") == 1
+    assert refused.text.count("does not exist in") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The jobs of a study: what is trained, pruned and retrained, and under which arms."""
+"""The jobs of a study: training, pruning, and retraining under the study's arms."""

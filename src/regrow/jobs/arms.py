@@ -1,7 +1,8 @@
 """Arms: retraining regimes - the weights that a pruned network starts from, and how it is trained.
 
-An arm is a value of a few fields (start, budget, schedule), so the paper's 36 training scripts are
-the few lines below (``register_arm``). A study file names arms, and changes them (``read_arm``).
+An arm is a value with a few fields (start, budget, schedule), so that the few lines below
+(``register_arm``) replace the paper's 36 training scripts. A study file names arms, and can change
+their fields (``read_arm``).
 """
 
 from collections.abc import Mapping
@@ -18,15 +19,15 @@ from regrow.pruning.method import METHODS
 from regrow.train import Recipe, make_objective
 from regrow.train.schedules import SCHEDULES
 
-RATES = ("lr", "last_rates", "peak_rates")  # what says an arm's learning rate, one of them
+RATES = ("lr", "last_rates", "peak_rates")  # alternative fields for an arm's learning rate
 Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
-OWN_SCHEDULES = ("full", "last-rate")  # of arms, beside those that recipes may have
+OWN_SCHEDULES = ("full", "last-rate")  # of arms, in addition to those of recipes
 BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops", "pipeline"]
-BUDGET_NAMES = ("kind", "amount", "cap")  # in a key; the rounding where it is not the paper's
+BUDGET_NAMES = ("kind", "amount", "cap")  # part of keys; the rounding only if not the paper's
 WITH_AMOUNT: tuple[BudgetKind, ...] = ("epochs", "share", "pipeline")
 Rounding = Literal["epochs", "updates"]
-FOLLOWS: tuple[BudgetKind, ...] = ("share", "equal-flops", "pipeline")  # may be no whole epochs
-OF_FLOPS: tuple[BudgetKind, ...] = ("equal-flops", "pipeline")  # what may have a cap
+FOLLOWS: tuple[BudgetKind, ...] = ("share", "equal-flops", "pipeline")  # may have partial epochs
+OF_FLOPS: tuple[BudgetKind, ...] = ("equal-flops", "pipeline")  # may have a cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,13 @@ class Budget:
 
     ``epochs``: a number of epochs (``amount``); ``share``: a share (``amount``) of the unpruned
     network's epochs; ``equal-epochs``: as many epochs as the unpruned network; ``equal-flops``: as
-    many as cost the same, floor(epochs x FLOPs unpruned / FLOPs pruned), stretched at most ``cap``
-    times; ``pipeline``: as many as cost the same as the unpruned network's training plus a
-    retraining for a share (``amount``) of its epochs; ``none``.
+    many epochs as cost the same, floor(epochs x FLOPs unpruned / FLOPs pruned), but at most ``cap``
+    times the unpruned network's; ``pipeline``: those of ``equal-flops`` plus a share (``amount``)
+    of the unpruned network's epochs, which cost the same as its training and a retraining of the
+    pruned network for that share; ``none``: no training.
 
     ``rounding``: fractions are rounded down to whole epochs, as in the paper, or to whole
-    ``updates``: the last epoch is then trained in part.
+    ``updates``, so that the last epoch is trained in part.
     """
 
     kind: BudgetKind
@@ -78,7 +80,7 @@ class Budget:
             raise ConfigError(f"A budget's cap must be a number of at least 1. Got {self.cap!r}.")
 
     def epochs(self, base: float, ratio: float) -> float:
-        """Resolve to epochs, an int where they are whole.
+        """Return the number of epochs, as an int if it is whole.
 
         Args:
             base: epochs of the unpruned network.
@@ -109,13 +111,13 @@ class Budget:
         return max(1, floor(exact + 1e-9))
 
     def rounded_to(self, rounding: Rounding, base: float) -> "Budget":
-        """Return the same budget, rounded so where that makes a difference to so many epochs."""
-        fine = replace(self, rounding=rounding)  # which checks it
+        """Return the same budget with a rounding, if that can change its epochs for this base."""
+        fine = replace(self, rounding=rounding)  # checks the rounding
         is_whole = self.kind == "share" and isinstance(fine.epochs(base, 1.0), int)
         return fine if self.kind in FOLLOWS and not is_whole else replace(self, rounding="epochs")
 
     def is_capped(self, ratio: float) -> bool:
-        """Return whether the cap, not the FLOPs, decided."""
+        """Return whether the cap limits the epochs."""
         return self.kind in OF_FLOPS and self.cap is not None and ratio > self.cap
 
 
@@ -129,29 +131,31 @@ class Arm:
     recipe's learning rates adapt to recipes of other lengths and rates.
 
     Attributes:
-        start: ``inherited`` weights of the pruned network; ``random``: reinitialised by the rule of
-            the small network; ``initial``: the unpruned network's own values before training;
-            ``redrawn``: another draw of the unpruned network, cut in the same way; ``rewound``: the
-            unpruned network's own values after ``epoch`` epochs of its training.
+        start: ``inherited``: the weights of the pruned network; ``random``: reinitialised by the
+            small network's own rule; ``initial``: the unpruned network's weights before training;
+            ``redrawn``: another initialisation of the unpruned network, cut in the same way;
+            ``rewound``: the unpruned network's weights after ``epoch`` epochs of its training.
         budget: how long it trains.
-        schedule: ``full`` runs the recipe's schedule over the budget; ``last-rate`` stays at the
-            recipe's last learning rate; a schedule of recipes (``cosine``, ``drops``, ...) runs in
-            place of the recipe's, over the budget.
+        schedule: ``full``: the recipe's schedule, stretched over the budget; ``last-rate``: the
+            recipe's last learning rate throughout; or a schedule that recipes can have
+            (``cosine``, ``drops``, ...), in place of the recipe's, over the budget.
         drop_at: for the schedule ``drops``, shares of training that replace the recipe's.
-        lr: the learning rate, instead of the recipe's (or its last).
+        lr: the learning rate, instead of the recipe's (or of its last).
         last_rates: instead of ``lr``, the learning rate as a multiple of the recipe's last.
-        peak_rates: the same as a multiple of the recipe's ``lr``, the highest of its schedule; for
-            schedules that end at zero.
+        peak_rates: instead of ``lr``, a multiple of the recipe's ``lr``, the highest of its
+            schedule; for schedules that end at zero.
         warmup_share: instead of the recipe's warm-up, one over this share of the arm; 0 for none.
         epoch: for the start ``rewound``, the epoch after which the weights were saved.
-        epoch_share: the same as a share of the unpruned network's epochs (see ``within``).
+        epoch_share: instead of ``epoch``, a share of the unpruned network's epochs (see
+            ``within``).
         objective: the training objective, if it is not the recipe's; one with a teacher
-            (``distillation``) learns from the unpruned network, after its training.
-        schedule_epoch: the epoch of the ``full`` schedule at which the arm starts, with the images
-            of the epochs that follow; by default the ``epoch`` of the weights, or the beginning.
-        schedule_share: the same as a share of the unpruned network's epochs, rounded down.
+            (``distillation``) learns from the trained unpruned network.
+        schedule_epoch: the epoch of the ``full`` schedule at which the arm starts, in the schedule
+            and in the order of images; by default the ``epoch`` of the weights, or the beginning.
+        schedule_share: instead of ``schedule_epoch``, a share of the unpruned network's epochs,
+            rounded down.
         treatment: the name of a method whose treatment is applied while the arm trains.
-        strength: of that treatment; by default the method's own.
+        strength: the strength of that treatment; by default the method's own.
         trial_of: the name of the tuned arm of which this is a trial, if any (``jobs.trials``).
     """
 
@@ -205,12 +209,12 @@ class Arm:
                 )
         if len(said) > 1:
             raise ConfigError(
-                f"The arm {self.name!r} has both {said[0]!r} and {said[1]!r}, and each says the "
+                f"The arm {self.name!r} has both {said[0]!r} and {said[1]!r}, and each sets the "
                 "learning rate. Leave one out."
             )
 
     def _check_shares(self) -> None:
-        """Check what is a share of training."""
+        """Check the fields that are shares of training."""
         for name in ("warmup_share", "epoch_share", "schedule_share"):
             share = getattr(self, name)
             if share is not None and not (is_number(share) and 0 <= share < 1):
@@ -230,7 +234,7 @@ class Arm:
                 )
 
     def _check_epoch(self) -> None:
-        """Check to where weights are rewound, of the arms that begin so and of no others."""
+        """Check that an arm has an epoch to rewind to if it starts ``rewound``, else none."""
         given, name = self.epoch, "epoch"
         if self.epoch_share is not None:
             given, name = self.epoch_share, "epoch_share"  # type: ignore[assignment]
@@ -248,13 +252,13 @@ class Arm:
             )
 
     def rounded(self, rounding: Rounding, recipe: Recipe) -> "Arm":
-        """Return the same arm beside a recipe, what is no whole number of epochs rounded so."""
+        """Return the same arm with a rounding, if that can change its epochs with a recipe."""
         return replace(self, budget=self.budget.rounded_to(rounding, recipe.length))
 
     def within(self, recipe: Recipe) -> "Arm":
-        """Return the same arm beside a recipe, its shares and its rate as numbers of that.
+        """Return the same arm with shares and peak rates resolved to epochs and a rate of a recipe.
 
-        So an arm has the same results however it is said.
+        So an arm has the same key, and results, however it is written.
 
         >>> late = Arm(name="late", start="rewound", budget=Budget(kind="equal-epochs"),
         ...            epoch_share=0.1)
@@ -274,7 +278,7 @@ class Arm:
 
     @property
     def is_resolved(self) -> bool:
-        """True if nothing of it is still to be said by a recipe (``within``)."""
+        """True if none of its fields must still be resolved by a recipe (``within``)."""
         said = (self.epoch_share, self.schedule_share, self.peak_rates)
         return all(value is None for value in said)
 
@@ -300,8 +304,8 @@ class Arm:
             return
         if self.treatment is None:
             raise ConfigError(
-                f"The 'strength' of the arm {self.name!r} is that of a 'treatment', and it has "
-                "none. Name one, or leave the strength out."
+                f"The arm {self.name!r} has a 'strength', but no 'treatment' that it applies to. "
+                "Name one, or leave the strength out."
             )
         if not is_number(self.strength) or self.strength < 0:
             raise ConfigError(
@@ -337,7 +341,7 @@ class Arm:
 
     @property
     def first_epoch(self) -> int:
-        """The epoch of its schedule that it begins with."""
+        """The epoch of its schedule at which it begins."""
         assert self.is_resolved, "a share has no epoch yet: Arm.within"
         return (self.epoch or 0) if self.schedule_epoch is None else self.schedule_epoch
 
@@ -347,10 +351,10 @@ class Arm:
         return self.objective is not None and make_objective(self.objective).needs_teacher
 
     def budget_ratio(self, ratio: float) -> float:
-        """Return the FLOPs of training the unpruned network over those of this arm, for one image.
+        """Return the training FLOPs of the unpruned network over those of this arm, for one image.
 
-        ``ratio`` is that of the two networks. A teacher adds one of the unpruned network's three
-        passes to those of the pruned one.
+        ``ratio`` is the FLOPs ratio of the two networks. A teacher adds one forward pass of the
+        unpruned network, a third of its training FLOPs.
 
         >>> teach = Arm(name="kd", start="random", budget=Budget(kind="equal-flops"),
         ...             objective=Choice("distillation"))
@@ -364,16 +368,16 @@ class Arm:
         return 1 / (1 / ratio + 1 / TRAINING_FACTOR)
 
     def epochs(self, base: float, ratio: float) -> float:
-        """Return the epochs of its budget; those before the first are not trained."""
+        """Return the epochs of its budget, including those before ``first_epoch``, if any."""
         return self.budget.epochs(base, self.budget_ratio(ratio))
 
     def trained_epochs(self, base: float, ratio: float) -> float:
-        """Return how many epochs it trains: those of its budget from the first on."""
+        """Return how many epochs it trains: those of its budget from ``first_epoch`` on."""
         epochs = self.epochs(base, ratio)
         return max(min(1, epochs), epochs - self.first_epoch)
 
     def recipe(self, base: Recipe, epochs: float) -> Recipe:
-        """Return the recipe this arm trains with for so many epochs."""
+        """Return the recipe that this arm trains with for so many epochs."""
         objective, lr = self.objective or base.objective, self.within(base).lr
         if self.last_rates is not None:
             lr = float(f"{self.last_rates * base.last_lr():.12g}")  # 0.01, not 0.010000000000000002
@@ -398,9 +402,9 @@ class Arm:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the arm does beside a recipe, without its name: equal for the same.
+        """Return the arm for job keys: without its name, so that equal arms have equal keys.
 
-        A treatment is left out, because a job has it with all that it depends on.
+        The treatment is left out, because jobs have it in a separate field.
         """
         assert self.is_resolved, "a share or a multiple is of a recipe: Arm.within"
         budget: dict[str, Any] = {name: getattr(self.budget, name) for name in BUDGET_NAMES}
@@ -430,7 +434,7 @@ def register_arm(arm: Arm) -> Arm:
     return arm
 
 
-# The two that are measured rather than trained.
+# The two arms that are measured rather than trained.
 UNPRUNED = register_arm(Arm(name="unpruned", start="initial", budget=Budget(kind="equal-epochs")))
 PRUNED = register_arm(Arm(name="pruned", start="inherited", budget=Budget(kind="none")))
 
@@ -445,7 +449,7 @@ FINE_TUNE = register_arm(
 )
 SCRATCH_E = register_arm(Arm(name="scratch-e", start="random", budget=Budget(kind="equal-epochs")))
 SCRATCH_B = register_arm(Arm(name="scratch-b", start="random", budget=Budget(kind="equal-flops")))
-# Of the whole pipeline: what the parent's training and a fine-tuning of it cost together.
+# The budget of the whole pipeline: what the parent's training and a fine-tuning cost together.
 SCRATCH_PIPELINE = register_arm(
     Arm(name="scratch-pipeline", start="random", budget=Budget(kind="pipeline", amount=0.25))
 )
@@ -461,9 +465,9 @@ LR_REWIND = register_arm(
     Arm(name="lr-rewind", start="inherited", budget=Budget(kind="equal-epochs"))
 )
 
-# The winner between retrainings, and against scratch training, changes with the learning rate
-# (Wang et al., 2023, arXiv:2301.05219): ten times the last rate, then the last rate for the second
-# half; and one cycle over the whole budget (Le and Hua, 2021, arXiv:2105.03193).
+# Which retraining wins, also against scratch training, depends on the learning rate (Wang et al.,
+# 2023, arXiv:2301.05219): ten times the last rate, then the last rate for the second half; and one
+# cycle over the whole budget (Le and Hua, 2021, arXiv:2105.03193).
 FINE_TUNE_10X = register_arm(
     Arm(
         name="fine-tune-10x",
@@ -482,7 +486,7 @@ ONE_CYCLE = register_arm(
         schedule="one-cycle",
     )
 )
-# The retrainings that a comparison with scratch training crosses.
+# The retrainings that are compared with scratch training.
 RETRAININGS = (FINE_TUNE, FINE_TUNE_10X, LR_REWIND, ONE_CYCLE)
 
 # Knowledge distillation (Hinton et al., 2015, arXiv:1503.02531) from the unpruned network.
@@ -495,14 +499,14 @@ DISTILLED = register_arm(
     )
 )
 
-# What a study runs that does not name its arms, in the order of its table.
+# The arms of a study that names none, in the order of its table.
 DEFAULT_ARMS = (UNPRUNED, PRUNED, FINE_TUNE, SCRATCH_E, SCRATCH_B, WINNING_TICKET, RANDOM_INIT)
 
-# An arm as a study file has it --------------------
+# Reading an arm of a study file --------------------
 
 
 def read_arm(entry: Any) -> Arm:
-    """Read an arm: a registered name, or a name with what differs from itself or from ``like``."""
+    """Read an arm: a name, or a mapping that changes the arm of this name or ``like``."""
     given = entry_of(entry, "arms", ARM_KEYS)
     name = text(given["name"], "name")
     known = registered_arm(name)
@@ -511,7 +515,7 @@ def read_arm(entry: Any) -> Arm:
         for key in ("like", "start"):
             if key in given:
                 raise ConfigError(
-                    f"The name {known.name!r} is that of a registered arm; with {key!r} the arm "
+                    f"{known.name!r} is the name of a registered arm; with {key!r} the arm "
                     "needs another 'name'."
                 )
     elif "start" in given and "like" not in given:
@@ -540,7 +544,7 @@ def read_arm(entry: Any) -> Arm:
 
 
 def _without_what_gives_way(base: Arm, given: Mapping[str, Any]) -> Arm:
-    """Leave out of an arm what belongs to a rate, an epoch or a schedule that is replaced."""
+    """Remove fields of an arm that conflict with a given rate, epoch or schedule."""
     gone: list[str] = []
     for others in (RATES, ("epoch", "epoch_share"), ("schedule_epoch", "schedule_share")):
         if any(key in given for key in others):
@@ -552,7 +556,7 @@ def _without_what_gives_way(base: Arm, given: Mapping[str, Any]) -> Arm:
 
 
 def _check_given_treatment(fields: Mapping[str, Any]) -> None:
-    """Refuse an arm's treatment that is none of a method's, or that takes no strength."""
+    """Raise ``ConfigError`` if the method has no treatment, or if it takes no given strength."""
     if fields.get("treatment") is None:
         return
     where, name = f"The arm {fields['name']!r}", text(fields["treatment"], "treatment")
@@ -568,7 +572,7 @@ def _check_given_treatment(fields: Mapping[str, Any]) -> None:
 
 
 def registered_arm(name: str) -> Arm | None:
-    """Return the arm that is registered under a name, or None."""
+    """Return the arm registered under a name, or None."""
     try:
         return ARMS.get(name)
     except ConfigError:

@@ -1,13 +1,12 @@
-"""Jobs as JSON: how they come to worker processes, to other ranks and to other machines.
+"""Jobs as JSON, to send them to worker processes, other ranks and other machines.
 
-A job is a frozen value of frozen values, down to numbers and texts; each value stands once in a
-list, its class by name and its fields, and others point at its place:
+A job is a frozen dataclass of frozen dataclasses, down to numbers and texts. Each value is in a
+list once, with the name of its class and its fields; others refer to its index:
 
     {"root": 2, "values": [["regrow.jobs.train:Train", {"seed": 0, "data": {"at": 1}, ...}], ...]}
 
-Reading runs no code of a value's own: only frozen dataclasses are made, from their fields; the
-module that one is of is imported. What was read is the job that was written if its key is the same,
-so readers compare keys.
+Reading calls no constructors: it imports the modules of the classes and sets the fields of frozen
+dataclasses. Readers then compare the job's key, to be sure that it is the job that was written.
 """
 
 import importlib
@@ -25,7 +24,7 @@ PLAIN = (str, bool, int, float)
 
 
 def job_to_json(job: Job) -> str:
-    """Write a job, with all that it depends on, as JSON; a value that is none is a ``ConfigError``.
+    """Return a job, with all that it depends on, as JSON; raise ``ConfigError`` if that fails.
 
     >>> from regrow.data.spec import DataSpec
     >>> job_to_json(DataSpec("digits"))[:45]  # any value that jobs are made of
@@ -39,7 +38,7 @@ def job_to_json(job: Job) -> str:
 
 
 def job_from_json(text: str, *, key: str) -> Job:
-    """Read a job whose key is known; what is not that job is a ``ConfigError``."""
+    """Read a job; raise ``ConfigError`` unless it has the given key."""
     try:
         value = json.loads(text)
         made: list[Any] = []
@@ -51,29 +50,29 @@ def job_from_json(text: str, *, key: str) -> Job:
         raise
     except ImportError as error:
         raise ConfigError(
-            f"A job is made of what cannot be imported here: {short(error)}. Give the file that it "
-            "comes from by --with."
+            f"A part of a job cannot be imported here: {short(error)}. Give the file that defines "
+            "it by --with."
         ) from error
-    except Exception as error:  # values that no job has, in the hands of any class
-        raise ConfigError(f"This is no job written as JSON: {short(error)}.") from error
+    except Exception as error:  # invalid values may raise anything, in any class
+        raise ConfigError(f"This is not a job written as JSON: {short(error)}.") from error
     if found != key:
         raise ConfigError(
             f"The job {job.label} has another key here ({found[:12]} in place of {key[:12]}): "
-            "regrow, or a file that it is made of, was changed since the command began, or is "
-            "another version on this machine."
+            "regrow, or a file that the job depends on, was changed since the command began, or "
+            "has another version on this machine."
         )
     return job
 
 
 class _Writer:
-    """Collects values, those they are made of before them, each once."""
+    """Collects values in a list, each once, after the values that it contains."""
 
     def __init__(self) -> None:
         self.values: list[tuple[str, dict[str, Any]]] = []
         self._places: dict[int, int] = {}
 
     def place(self, value: Any) -> int:
-        """Return the place of a frozen value in the list."""
+        """Return the index of a frozen value in the list, adding it if needed."""
         if id(value) not in self._places:
             kind = type(value)
             given = {f.name: self._write(getattr(value, f.name), f.name) for f in fields(value)}
@@ -121,7 +120,7 @@ def _make(name: str, given: Mapping[str, Any]) -> Any:
     for part in place.split("."):
         kind = getattr(kind, part)
     if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
-        raise ValueError(f"{name} is no value that jobs are made of")
+        raise ValueError(f"{name} is not a frozen dataclass")
     if {field.name for field in fields(kind)} != given.keys():
         raise ValueError(f"{name} has other fields here")
     value = object.__new__(kind)

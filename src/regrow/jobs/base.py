@@ -1,15 +1,15 @@
-"""Jobs, the data that they work on, and the context in which they run.
+"""Jobs, their inputs and results, and the context in which they run.
 
 Jobs are frozen values, pure functions of their specs and their inputs (as JSON: ``as_json``). A job
-runs anywhere, and only through its ``Context``. Its key digests its kind, its version, its spec and
-the keys of its inputs. Change what a job means: raise its version.
+can run anywhere, because it uses only its ``Context``. Its key is a digest of its kind, version,
+spec and its inputs' keys. If the meaning of a job changes, raise its version.
 
     def run(self, context):
         training = Training(..., context.dataset(self.data))
         advance(training, context)
         return Outcome({"accuracy": ...}, state_of(training.model))
 
-PyTorch, which takes seconds to import, is imported only where a job runs or looks at data.
+PyTorch, which takes seconds to import, is imported only when a job runs or reads data.
 """
 
 import hashlib
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from regrow.pruning.method import Method
     from regrow.surgery.architecture import Architecture
 
-REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
+REPORT_SECONDS = 0.25  # more often is of no use to a person
 PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
-RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
-# Who says what a training descends: its task, its recipe, or its arm (then no other compares).
+RANDOM_STATE = "context/random-state"  # in a checkpoint, along with the job's own tensors
+# What defines a training's loss: its task, its recipe, or its arm (then losses are not comparable).
 LossOf = Literal["task", "recipe", "arm"]
 
 
 class Job(Protocol):
-    """One node of the graph of work."""
+    """One node of the dependency graph."""
 
     @property
     def kind(self) -> str:
@@ -58,11 +58,11 @@ class Job(Protocol):
 
     @property
     def key(self) -> str:
-        """Its identity: digest of all that its result depends on."""
+        """Its identity: a digest of everything that its result depends on."""
 
     @property
     def label(self) -> str:
-        """Its short name for people."""
+        """Its short display name."""
 
     @property
     def inputs(self) -> "tuple[Job, ...]":
@@ -70,7 +70,7 @@ class Job(Protocol):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The full request, as JSON; stored with its record and compared on load."""
+        """The full specification, as JSON; stored with its record and compared on load."""
 
     @property
     def flops(self) -> float:
@@ -78,81 +78,81 @@ class Job(Protocol):
 
     @property
     def setting(self) -> "Setting | None":
-        """The training that it takes steps of, which several ranks may share; else None."""
+        """The training whose steps it runs, which several ranks can share; else None."""
 
     @property
     def pace_group(self) -> Hashable:
-        """Jobs of one group take what is estimated times one factor; None: no factor is known."""
+        """Jobs of one group have one ratio of actual to estimated time; None: no correction."""
 
     @property
     def stamp(self) -> str:
-        """Words for what its network was given to train with, where its arm does not say it."""
+        """Text on the training that its network had, if its arm does not describe it."""
 
     @property
     def scored_on(self) -> "ScoredOn | None":
-        """The data that its network is trained and scored on, if it leaves a scored network."""
+        """The data that its network is trained and scored on, if it results in a scored network."""
 
     @property
     def pruning(self) -> "Pruning | None":
-        """The last pruning of the network that it leaves: of a pruning, itself."""
+        """The last pruning of its resulting network; for a pruning, itself."""
 
     @property
     def guides(self) -> "tuple[Prune, ...]":
-        """The prunings of other networks that it follows."""
+        """The prunings of other networks whose pattern it follows."""
 
     @property
     def treated(self) -> "Treated | None":
-        """The method's treatment that acts while it trains."""
+        """The method's treatment that is applied while it trains."""
 
     @property
     def is_published(self) -> bool:
-        """True if its network comes with published weights, so that nothing is trained."""
+        """True if its network has published weights, so that nothing is trained."""
 
     @property
     def loss_of(self) -> "LossOf":
-        """The giver of what its training descends."""
+        """Whether the loss of its training is defined by the task, the recipe or the arm."""
 
     @property
     def from_given(self) -> bool:
-        """True if it depends on weights of one's own network, whose training nothing counts."""
+        """True if it depends on given weights of a user's network, whose training has no cost."""
 
     @property
     def trained_by(self) -> Hashable:
-        """A function of the user's own that trains it: what is wrong there is wrong for all."""
+        """The user's function that trains it, if any; its errors affect all jobs that it trains."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files of the user's own, besides data and ``--with``, that it needs where it is done."""
+        """The user's files, besides data and ``--with``, that must exist where it runs."""
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return its record with costs as they are counted now."""
+        """Return its record with costs as they are counted by this version."""
 
     def network(self, records: "Records") -> "tuple[nn.Module, Architecture]":
-        """Rebuild the scored network that it left, with its weights."""
+        """Rebuild its resulting, scored network with its weights."""
 
     def estimate(self, pace: "Pace") -> float:
-        """Seconds that it takes."""
+        """Return the seconds that it is expected to take."""
 
     def estimate_flops(self, pace: "Pace") -> float:
-        """Training FLOPs, as far as they can be known before its inputs are done."""
+        """Return its training FLOPs, as far as they are known before its inputs are done."""
 
     def estimate_epochs(self, pace: "Pace") -> float | None:
-        """Epochs that it trains, known likewise; None if it counts none."""
+        """Return the epochs that it trains, as far as known; None if it has no epochs."""
 
     def run(self, context: "Context") -> "Outcome":
-        """Do it."""
+        """Run the job and return its result."""
 
 
 class Pruning(Job, Protocol):
-    """A job that prunes, as far as a report asks."""
+    """A job that prunes, with what reports need of it."""
 
     @property
     def method(self) -> "Method":
-        """The method that chooses."""
+        """The method that chooses the units."""
 
     @property
     def cost(self) -> "CostShare | None":
-        """The share of a cost that may be left, where one is asked for."""
+        """The share of a cost that may remain, if it has a cost target."""
 
     @property
     def parent(self) -> "Job | None":
@@ -160,7 +160,7 @@ class Pruning(Job, Protocol):
 
 
 class Defaults:
-    """Answers of a job that trains, prunes and scores no network, in no time worth an estimate."""
+    """Default values for jobs that train, prune and score no network and take negligible time."""
 
     setting: "ClassVar[Setting | None]" = None
     pace_group: ClassVar[Hashable] = None
@@ -184,15 +184,15 @@ class Defaults:
         return None
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record as it is."""
+        """Return the record unchanged."""
         return dict(record)
 
     def network(self: Job, records: "Records") -> "tuple[nn.Module, Architecture]":
-        """Refuse: it leaves none."""
-        raise ConfigError(f"'{self.label}' leaves no network that could be rebuilt.")
+        """Raise ``ConfigError``, because it has no resulting network."""
+        raise ConfigError(f"'{self.label}' has no resulting network that could be rebuilt.")
 
     def estimate(self, pace: "Pace") -> float:
-        """Return no seconds."""
+        """Return 0 seconds."""
         return 0.0
 
     def estimate_flops(self: Job, pace: "Pace") -> float:
@@ -205,14 +205,14 @@ class Defaults:
 
 
 class Keyed(Defaults):
-    """Identity by content, for a job of any kind."""
+    """Gives a job of any kind its key, a digest of its content."""
 
     kind: ClassVar[str]
     version: ClassVar[int]
 
     @cached_property
     def key(self: Job) -> str:
-        """Digest of all that the result depends on."""
+        """The digest of everything that the result depends on."""
         identity = {
             "kind": self.kind,
             "version": self.version,  # type: ignore[attr-defined]
@@ -225,7 +225,7 @@ class Keyed(Defaults):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a job: a record for people and tables (JSON), and tensors for later jobs."""
+    """The result of a job: a record (JSON) for reports, and tensors for later jobs."""
 
     record: Mapping[str, Any]
     tensors: "Mapping[str, Tensor]" = field(default_factory=dict)
@@ -245,22 +245,22 @@ def all_jobs(jobs: Iterable[Job]) -> dict[str, Job]:
 
 
 def specs(jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
-    """Return what was asked for by each of some jobs and all they depend on, by key."""
+    """Return the specs of jobs and of all that they depend on, by key."""
     return {key: job.spec for key, job in all_jobs(jobs).items()}
 
 
 def without_none(**fields: Any) -> dict[str, Any]:
-    """Leave out of a spec what was not given, so that a field added later changes no key."""
+    """Return a spec without fields that are None, so that adding a field changes no keys."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def state_of(model: "nn.Module") -> "dict[str, Tensor]":
-    """Return a network's tensors as a record keeps them."""
+    """Return a network's state dict as a record keeps it: detached, contiguous, on the CPU."""
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
 class Records(Protocol):
-    """The results of finished jobs: a ``Context`` has those of a job's inputs, ``Stored`` all."""
+    """The results of finished jobs: a ``Context`` has its job's inputs, ``Stored`` has all."""
 
     def record(self, job: Job) -> dict[str, Any]:
         """Return the record of a finished job."""
@@ -276,7 +276,7 @@ class Stored:
     store: Store
 
     def record(self, job: Job) -> dict[str, Any]:
-        """Return the record of a finished job; ``Damaged`` if it is not what was stored for it."""
+        """Return the record of a finished job; raise ``Damaged`` if it was changed."""
         return self.store.record(job.key, spec=job.spec)
 
     def tensors(self, job: Job, part: str = MAIN) -> "dict[str, Tensor]":
@@ -285,7 +285,7 @@ class Stored:
 
 
 def notices(jobs: Iterable[Job]) -> tuple[str, ...]:
-    """Return what people should know of the data that jobs look at, each once."""
+    """Return the notices to users of the data sets that jobs use, each once."""
     data = (getattr(job, "data", None) for job in all_jobs(jobs).values())
     return tuple(dict.fromkeys(text for m in data for text in getattr(m, "notices", ())))
 
@@ -299,18 +299,18 @@ class Progress:
 
     fraction: float
     note: str = ""
-    resumed_at: float = 0.0  # what an earlier run had done already
+    resumed_at: float = 0.0  # the fraction done by earlier runs
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something about a job that its user should know; it continues."""
+    """A message to the user about a job, which continues."""
 
     message: str
 
 
 class Word(IntEnum):
-    """The decision of all ranks after a step: the strongest that any of them asks for."""
+    """The common decision of all ranks after a step: the highest that any rank requests."""
 
     GO_ON = 0
     SAVE = 1
@@ -320,8 +320,8 @@ class Word(IntEnum):
 class Context:
     """The services that a running job may use; one context for each run of a job.
 
-    Where several ``ranks`` do the job, all ask for the same in the same order. Rank 0 alone has the
-    store and the workspace; what it reads there, the others get from it.
+    If several ``ranks`` run the job, all make the same calls in the same order. Only rank 0 has the
+    store and the workspace; it sends what it reads there to the others.
     """
 
     def __init__(
@@ -358,11 +358,11 @@ class Context:
 
     @property
     def seconds(self) -> float:
-        """The time this job took so far, with what it took before it was resumed."""
+        """The time that this job has taken, including the time before it was resumed."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     def record(self, job: Job) -> dict[str, Any]:
-        """Return the record of an input; ``Damaged`` if it is not what was stored for this job."""
+        """Return the record of an input; raise ``Damaged`` if it was changed."""
         return self.ranks.share(lambda: self._own_store.record(job.key, spec=job.spec))
 
     def tensors(self, job: Job, part: str = MAIN) -> "dict[str, Tensor]":
@@ -379,10 +379,10 @@ class Context:
         self._report(Notice(message))
 
     def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
-        """Return what this job saved when it was last stopped, or None.
+        """Return the tensors and metadata of the job's last checkpoint, or None.
 
-        Sets the global random state of the CPU to what it was then. A damaged checkpoint is set
-        aside with a notice, and the job starts over.
+        Restores the CPU's global random state at that time. A damaged checkpoint is moved aside
+        with a notice, and the job starts over.
         """
         saved = self.ranks.share(self._read_checkpoint)
         if saved is None:
@@ -398,7 +398,7 @@ class Context:
         return tensors, meta["meta"]
 
     def checkpoint_due(self) -> bool:
-        """Return whether to save now: enough time went by, or the run is being stopped."""
+        """Return whether to save now: enough time has passed, or the run is being stopped."""
         self._can_checkpoint = True
         late = time.monotonic() - self._saved >= self._checkpoint_seconds
         if self.ranks.together:
@@ -408,9 +408,9 @@ class Context:
         return not self._ready_to_stop if self._is_stopping else late
 
     def save_checkpoint(self, tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
-        """Keep all that is needed to continue from here, in place of the last checkpoint.
+        """Save everything needed to continue from here, replacing the last checkpoint.
 
-        The global random state of the CPU is kept too: a user's network may draw from it.
+        The CPU's global random state is saved too, because a user's network may draw from it.
         """
         import torch
 
@@ -423,10 +423,10 @@ class Context:
         self._saved = time.monotonic()
 
     def tick(self, fraction: float, note: str = "") -> None:
-        """Say how far the job is, in [0, 1]; call it every step, most calls cost a microsecond.
+        """Report the job's progress, in [0, 1]; call it every step, most calls cost a microsecond.
 
-        Raises ``Interrupted`` when the run is being stopped - for a job that asks
-        ``checkpoint_due``, only after it has saved.
+        Raises ``Interrupted`` if the run is being stopped; for a job that calls ``checkpoint_due``,
+        only after it has saved.
         """
         if self._is_stopping and (self._ready_to_stop or not self._can_checkpoint):
             raise Interrupted(f"{self._job.label} was stopped; it continues in the next run.")
@@ -446,17 +446,17 @@ class Context:
 
     @property
     def _is_stopping(self) -> bool:
-        """True when the job must stop: at once in a single process, else when all ranks agreed."""
+        """True if the job must stop: with several ranks, only once all have agreed."""
         return self._agreed == Word.STOP if self.ranks.together else self._stopping()
 
     @property
     def _own_store(self) -> Store:
-        assert self._store is not None, "rank 0 alone asks the store"
+        assert self._store is not None, "only rank 0 has the store"
         return self._store
 
     @property
     def _own_workspace(self) -> Workspace:
-        assert self._workspace is not None, "rank 0 alone has a workspace"
+        assert self._workspace is not None, "only rank 0 has a workspace"
         return self._workspace
 
     def _read_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":

@@ -1,6 +1,6 @@
-"""Jobs on a user's network, trained by a user's function: cut it, train it and score it.
+"""Jobs that cut a user's network, and train and score it by a user's function.
 
-They stand where ``Prune``, ``Train`` and ``Retrain`` stand in a study of registered models. Their
+They correspond to ``Prune``, ``Train`` and ``Retrain`` in a study of registered models. Their
 results depend on the network's code and weights, the function's source, the budget and a seed.
 """
 
@@ -37,16 +37,16 @@ from regrow.tasks import Metric
 from regrow.train.function import Allowance, TrainFunction, Unit
 from regrow.train.material import Material
 
-MATCH = 1e-9  # of a share of MACs that another cut has
-LABELS = re.compile("label|target")  # in names of inputs that are there for a loss alone
+MATCH = 1e-9  # tolerance on the share of MACs when matching another cut
+LABELS = re.compile("label|target")  # in names of inputs that are used for a loss only
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The metric that a function of one's own scores networks by, and facts about its test set.
+    """The metric by which a user's function scores networks, and facts about its test set.
 
-    ``num_test`` counts test examples, and ``chance`` is what the metric's baseline scores, as
-    reports show it; None: nobody said.
+    ``num_test`` is the number of test examples, and ``chance`` the score of the metric's baseline,
+    scaled as in reports; None if not given.
     """
 
     metric: Metric
@@ -55,7 +55,7 @@ class Judged:
     task: ClassVar[None] = None
 
     def score(self, metrics: Mapping[str, float], not_finite: Sequence[str] = ()) -> float:
-        """Pick the metric from what a function returned; a ``CodeError`` if it is not there."""
+        """Return the metric of a function's results; raise ``CodeError`` if missing or invalid."""
         key = self.metric.key
         if set(metrics) == {""}:
             return self._checked(metrics[""])
@@ -76,17 +76,18 @@ class Judged:
         if self.metric.unit == "%" and not 0.0 <= value <= 1.0:
             raise CodeError(
                 f"{self.metric.name} must be a share in [0, 1], and the training function returned "
-                f"{value:g}. Return 0.93 for 93 %, or call the metric by another name."
+                f"{value:g}. Return 0.93 for 93 %, or give the metric another name."
             )
         return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnPrune(Keyed):
-    """Choose what stays of one's own network, by a method, or as a folder or another cut has it.
+    """Choose the units of a user's network to keep: by a method, or as in a folder.
 
-    ``parent`` is the training whose weights are looked at; None: those that the network comes with,
-    or for a method that looks at none, any. ``like`` is a cut whose share of MACs this one has too.
+    ``parent`` is the training whose weights are scored; None: the given weights of the network, or
+    any weights for a method that does not depend on them. ``like`` is a cut whose share of MACs
+    this one must match.
     """
 
     kind: ClassVar[str] = "prune"
@@ -103,27 +104,27 @@ class OwnPrune(Keyed):
     folder: CutFolder | None = None
     parent: "OwnTrain | None" = None
     like: "OwnPrune | None" = None
-    code: str | None = None  # digest of the criterion's file, where it is not part of this package
+    code: str | None = None  # digest of the criterion's file, if that is not part of this package
     label: str = "prune"
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The training whose weights are looked at, and the cut that costs as much."""
+        """The training whose weights are scored, and the cut whose cost is matched."""
         return tuple(job for job in (self.parent, self.like) if job is not None)
 
     @property
     def files(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The files of its network, and the folder that it takes the cut of."""
+        """The files of its network, and the folder whose cut it uses, if any."""
         return (*self.base.files, *((self.folder.path,) if self.folder is not None else ()))
 
     @property
     def pruning(self) -> "OwnPrune":  # type: ignore[override]
-        """The pruning of the network that it leaves."""
+        """The pruning of its resulting network: itself."""
         return self
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The full request."""
+        """The full specification, as JSON."""
         method = self.method
         parts = {
             "criterion": CRITERIA.identity(method.criterion),
@@ -147,11 +148,11 @@ class OwnPrune(Keyed):
 
     @property
     def flops(self) -> float:
-        """Nothing is trained."""
+        """0, because nothing is trained."""
         return 0.0
 
     def run(self, context: Context) -> Outcome:
-        """Score, allocate, prove the cut, and measure what is left."""
+        """Score, allocate, prove the cut, and measure the smaller network."""
         if self.folder is not None:
             return self._from_folder(self.folder, context)
         network = self._network(context)
@@ -190,7 +191,7 @@ class OwnPrune(Keyed):
         return self.base.given() if self.base.is_given else self.base.fresh(self.seed)
 
     def _from_folder(self, folder: CutFolder, context: Context) -> Outcome:
-        """Take the cut of a folder, with the weights that it holds."""
+        """Use the cut of a folder, with the weights stored in it."""
         architecture, weights = folder.read(self.base)
         cut = self._proven(architecture)
         small = architecture.build()
@@ -198,8 +199,8 @@ class OwnPrune(Keyed):
         if self.base.is_given and not _same_weights(cut, small):
             context.note(
                 "The weights of the small network are not those that these cuts leave of the given "
-                "ones: it was cut from other weights, or they were mended after the cut. Inherited "
-                "weights are those of the small network's folder."
+                "ones: it was cut from other weights, or they were changed after the cut. "
+                "Inherited weights are those of the small network's folder."
             )
         before, after = self.base.cost(), measure(small, self.base.example)
         last = architecture.cuts[-1] if architecture.cuts else None
@@ -209,7 +210,7 @@ class OwnPrune(Keyed):
         return Outcome(record, state_of(small))
 
     def _proven(self, architecture: Architecture) -> nn.Module:
-        """Cut the network that is compared as a folder says, and prove each cut."""
+        """Repeat the cuts of a folder on the compared network, proving each; return the result."""
         network = self.base.given() if self.base.is_given else self.base.fresh(self.seed)
         network = fold(network) if architecture.folded else network
         for mask in architecture.cuts:
@@ -219,7 +220,7 @@ class OwnPrune(Keyed):
         return network
 
     def matching(self) -> "OwnPrune":
-        """Return the cut of uniform widths that costs as much as this one."""
+        """Return the cut with uniform widths that matches the MACs of this one."""
         method = replace(structure_only(self.method), allocation="uniform", name="uniform")
         label = f"{self.label} uniform"
         multiple = self.folder.multiple_of if self.folder is not None else self.multiple_of
@@ -237,13 +238,13 @@ def _same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTrain(Keyed):
-    """Train one's own network by one's own function, or what a pruning left of it, and score it.
+    """Train a user's network, whole or pruned, by the user's function, and score it.
 
     Attributes:
-        reference: the network whose training the budget ``equal-flops`` costs as much as.
-        whole, unit: what that training spends.
-        parent: the training whose weights are inherited; None: those that the network comes with.
-        scored_on: what it is scored by; no part of the key, because records have all metrics.
+        reference: the network whose training cost budgets of ``equal-flops`` match.
+        whole, unit: the length of that training, and its unit.
+        parent: the training whose weights are inherited; None: the given weights of the network.
+        scored_on: the metric; not part of the key, because records have all metrics.
     """
 
     version: ClassVar[int] = 1
@@ -262,7 +263,7 @@ class OwnTrain(Keyed):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The kind of work."""
+        """The kind of work: ``train``, or ``retrain`` after a pruning."""
         return "train" if self.prune is None else "retrain"
 
     @property
@@ -277,12 +278,12 @@ class OwnTrain(Keyed):
 
     @property
     def from_given(self) -> bool:  # type: ignore[override]
-        """True if the network came with weights."""
+        """True if the network has given weights."""
         return self.base.is_given
 
     @property
     def trained_by(self) -> TrainFunction:  # type: ignore[override]
-        """The function, which its other jobs have in common."""
+        """The user's function, which other jobs of the study share."""
         return self.function
 
     @property
@@ -292,12 +293,12 @@ class OwnTrain(Keyed):
 
     @property
     def is_published(self) -> bool:  # type: ignore[override]
-        """True if the network came with weights, and is only scored."""
+        """True if the network has given weights, and is only scored."""
         return self.arm.budget.kind == "none" and self.prune is None
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The full request."""
+        """The full specification, as JSON."""
         return without_none(
             network=self.base.to_json(),
             function={"name": self.function.text.rpartition(":")[2], "code": self.function.digest},
@@ -311,14 +312,14 @@ class OwnTrain(Keyed):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of its training up to a factor that all jobs of a comparison share, as a guess."""
+        """A guess of its training FLOPs, up to a factor that all jobs of a comparison share."""
         share = 1.0 if self.prune is None else self.prune_share
         ratio = 1.0 / max(share, 0.02)
         return self.base.cost().flops * share * self.arm.epochs(self.whole, ratio)
 
     @property
     def prune_share(self) -> float:
-        """The share of the FLOPs that is left, as far as it was asked for."""
+        """The share of the FLOPs that remains, by what was asked for; 0.5 if unknown."""
         cut = self.prune
         while cut is not None and cut.like is not None:
             cut = cut.like
@@ -327,12 +328,12 @@ class OwnTrain(Keyed):
         return cut.cost.share if cut.cost is not None else (1.0 - (cut.sparsity or 0.0)) ** 2
 
     def estimate_flops(self, pace: Any) -> float:
-        """Return none: how many examples its function sees is not known before it runs."""
+        """Return 0, because the number of examples is not known before the function runs."""
         return 0.0
 
     @property
     def stamp(self) -> str:  # type: ignore[override]
-        """Words for what the network was given to train with."""
+        """Text on the training that the network had."""
         kind, amount = self.arm.budget.kind, int(self.arm.budget.epochs(self.whole, 1.0))
         if self.is_published:
             weights = self.base.weights
@@ -355,7 +356,7 @@ class OwnTrain(Keyed):
         )
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return its record with the score by the metric that is asked for now."""
+        """Return its record with the score by the metric that is compared."""
         return {
             **record,
             self.scored_on.metric.key: self.scored_on.score(
@@ -374,15 +375,15 @@ class OwnTrain(Keyed):
         if self.prune is None:
             return self.base.architecture()
         cut = Architecture.from_json(records.record(self.prune)["architecture"])
-        return replace(cut, model=self.base.origin)  # its code may lie elsewhere now
+        return replace(cut, model=self.base.origin)  # the path of its code may have changed
 
     def run(self, context: Context) -> Outcome:
-        """Build the start, have it trained for its budget, and keep what the function returned."""
+        """Build the start, train it for its budget by the function, and record its metrics."""
         model, begun = self._start(context)
         cost = measure(model, self.base.example)
         ratio = flops_ratio(self.reference.cost(), cost, self.arm)
         allowance = Allowance(
-            amount=int(self.arm.epochs(self.whole, ratio)),  # a study of a function rounds none
+            amount=int(self.arm.epochs(self.whole, ratio)),  # such studies have no `rounding`
             unit=self.unit,
             whole=self.whole,
             flops_per_sample=cost.training_flops(1) / self._batch,
@@ -396,7 +397,7 @@ class OwnTrain(Keyed):
         model = model.to(context.device).train()
         key = self.scored_on.metric.key
         spent = self.function(model, allowance, self.seed, metric=key, on_pass=on_pass)
-        self.scored_on.score(spent.metrics)  # says what is wrong with it
+        self.scored_on.score(spent.metrics)  # raises if the metrics are invalid
         if spent.not_finite:
             context.note(
                 f"Metrics that are nan or infinite are left out: {', '.join(spent.not_finite)}."
@@ -405,7 +406,7 @@ class OwnTrain(Keyed):
         if seen is None:
             context.note(
                 "Its training examples could not be counted, because the function never calls the "
-                "network itself in training mode; its training FLOPs are left open."
+                "network itself in training mode; its training FLOPs are unknown."
             )
         if spent.unusable:
             context.note(f"{spent.unusable} Its score counts; its convergence is not known.")
@@ -413,7 +414,7 @@ class OwnTrain(Keyed):
         record = {
             "metrics": dict(spent.metrics),
             **({"not_finite": [*spent.not_finite]} if spent.not_finite else {}),
-            "weights": digest_of(state),  # tells whether seeds differ
+            "weights": digest_of(state),  # shows whether seeds differ
             **cost.to_json(),
             "epochs": allowance.amount if self.unit == "epochs" else None,
             "amount": allowance.amount,
@@ -432,18 +433,18 @@ class OwnTrain(Keyed):
         return Outcome(record, state)
 
     def _beside(self, model: nn.Module, handed: Sequence[str]) -> list[str]:
-        """Name the inputs that it trained with and that nobody said the network has."""
+        """Return the names of inputs that it was trained with, but that were not given for it."""
         said = [item.name for item in self.base.inputs.inputs if item.name is not None]
         said = said or [*CallSignature.by(model).names[: len(self.base.inputs.inputs)]]
         return [name for name in handed if name not in said and not LABELS.search(name)]
 
     @property
     def _batch(self) -> int:
-        """The examples in the input that costs are measured on."""
+        """The number of examples in the input that costs are measured with."""
         return self.base.inputs.inputs[0].shape[0]
 
     def _start(self, context: Context) -> tuple[nn.Module, Start]:
-        """Build the network that the arm starts from, and what is to be said of a random start."""
+        """Build the network that the arm starts from; return it with facts on a random start."""
         start, base = self.arm.start, self.base
         if self.prune is None:
             return base.given() if self.is_published else base.fresh(self.seed), Start()
@@ -461,7 +462,7 @@ class OwnTrain(Keyed):
 
     def _inherited(self, context: Context, architecture: Architecture) -> nn.Module:
         assert self.prune is not None
-        if held := context.tensors(self.prune):  # a folder's own
+        if held := context.tensors(self.prune):  # the weights of a folder
             small = architecture.build()
             small.load_state_dict(held)
             return small
@@ -471,10 +472,10 @@ class OwnTrain(Keyed):
         )
 
     def network_in(self, context: Context) -> nn.Module:
-        """Rebuild the network that this training left, for a job that depends on it."""
+        """Rebuild this training's resulting network, for a job that depends on it."""
         return self.network(context)[0]
 
 
 def _counted(amount: int, unit: str) -> str:
-    """Write an amount with its unit: ``1 epoch``."""
+    """Format an amount with its unit: ``1 epoch``."""
     return f"{amount:,} {unit.removesuffix('s') if amount == 1 else unit}"

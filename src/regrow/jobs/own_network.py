@@ -1,4 +1,4 @@
-"""A user's network as jobs receive it: its code, its inputs and its weights."""
+"""A user's network, as part of jobs: its code, its inputs and its weights."""
 
 import hashlib
 import json
@@ -24,18 +24,18 @@ from regrow.models.origins import ModelOrigin, code_at, file_named, open_network
 from regrow.models.weights import read_weights
 from regrow.surgery.architecture import ARCHITECTURE, WEIGHTS, Architecture, unreadable
 
-CARD = "card.json"  # of a folder that ``shrink`` wrote
-IN_CODE, PUBLISHED = "code", "published"  # weights that are in no file
+CARD = "card.json"  # in a folder written by ``shrink``
+IN_CODE, PUBLISHED = "code", "published"  # weights that do not come from a file
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnNetwork:
-    """A network by its origin, the inputs it takes, and the weights that it comes with, if any.
+    """A user's network: its origin, its inputs, and its given weights, if any.
 
     Attributes:
-        weights: a file, ``published`` (by a library), ``code`` (its own code gives it some), or
-            None: it is drawn, and trained here.
-        content: digests of its code and of the file of weights, which its results depend on.
+        weights: a file, ``published`` (by a library), ``code`` (set by its own code), or None: it
+            is initialised and trained here.
+        content: digests of its code and of its given weights, which its results depend on.
         keep: modules that are not cut.
     """
 
@@ -44,7 +44,7 @@ class OwnNetwork:
     weights: str | None = None
     content: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
-    checkpoint: ClassVar[None] = None  # of registered models; how long these trained nobody said
+    checkpoint: ClassVar[None] = None  # as in ``ModelSpec``; how given weights trained is unknown
 
     @classmethod
     def of(
@@ -55,12 +55,12 @@ class OwnNetwork:
         weights: str | None = None,
         keep: tuple[str, ...] = (),
     ) -> "OwnNetwork":
-        """Look at the files that the network comes from."""
+        """Make the value, computing the digests of the network's files."""
         content = [digest_of_source(code_at(origin.text)[1])] if origin.kind == "code" else []
         if weights not in (None, IN_CODE, PUBLISHED):
             content.append(digest_of(read_weights(Path(weights))))
         elif weights == IN_CODE or (weights == PUBLISHED and origin.folder is not None):
-            # What code reads, or a folder holds, can change while its name stays.
+            # Weights that code reads, or in a folder, can change while the name stays the same.
             content.append(digest_of(_with_weights(origin, weights).state_dict()))
         return cls(
             origin=origin.resolved(),
@@ -72,7 +72,7 @@ class OwnNetwork:
 
     @property
     def is_given(self) -> bool:
-        """True if it comes with weights, so that it is not trained before it is cut."""
+        """True if it has given weights, so that it is not trained before it is cut."""
         return self.weights is not None
 
     @property
@@ -83,32 +83,32 @@ class OwnNetwork:
 
     @property
     def example(self) -> Any:
-        """An input, or several."""
+        """An example input, or several if it takes several."""
         return self.inputs.example()
 
     def fresh(self, seed: int) -> nn.Module:
-        """Build it as drawn from a seed."""
+        """Build it with weights initialised from a seed."""
         return self.origin.build(seed=seed)
 
     def given(self) -> nn.Module:
-        """Build it with the weights that it comes with."""
+        """Build it with its given weights."""
         return _with_weights(self.origin, self.weights)
 
     def cost(self) -> Cost:
-        """Measure it, once."""
+        """Return its cost, which is measured once and cached."""
         return _cost(self)
 
     def has_rule(self) -> bool:
-        """Return whether ``initialise_`` draws it as its code means it to start."""
+        """Return whether ``models.initialise_`` initialises it as its own code intends."""
         spec = self.origin.spec()
         return _has_method(self) if spec is None else spec.has_rule()
 
     def architecture(self) -> Architecture:
-        """Return it as code can rebuild it, uncut."""
+        """Return its architecture, from which it can be rebuilt, without cuts."""
         return Architecture(model=self.origin, shape=self.inputs, keep=self.keep)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what results depend on: no path of one's own code or weights."""
+        """Return what results depend on, without the paths of the user's code and weights."""
         origin = self.origin.to_json()
         if self.origin.kind == "code":
             origin["text"] = self.origin.text.rpartition(":")[2]
@@ -138,16 +138,16 @@ def _has_method(network: OwnNetwork) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CutFolder:
-    """A smaller network that ``shrink`` wrote: how it was cut, and the weights it inherited."""
+    """A smaller network written by ``shrink``: how it was cut, and the weights it inherited."""
 
     path: str
     content: str = field(repr=False)
-    multiple_of: int = 1  # what its widths were asked to be multiples of, as its card says
+    multiple_of: int = 1  # requested divisor of its widths, from its card
     inputs: tuple[str, ...] = field(default=(), compare=False)  # that it was traced with
 
     @classmethod
     def of(cls, path: str) -> "CutFolder":
-        """Look at the folder; a ``StoreError`` says what is wrong with it."""
+        """Read the folder's digests; raise ``StoreError`` if it is invalid."""
         folder = Path(path)
         try:
             value = unsealed(read_file(folder / ARCHITECTURE), ARCHITECTURE)
@@ -155,7 +155,7 @@ class CutFolder:
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"No smaller network can be read from '{path}': {unreadable(folder, error)}. Give "
-                "a folder that regrow shrink wrote."
+                "a folder written by regrow shrink."
             ) from error
         if value.get("weights") != digest_of(weights):
             raise StoreError(
@@ -187,7 +187,7 @@ class CutFolder:
 
 
 def _multiple_of(folder: Path) -> int:
-    """Read off a folder's card what its widths are multiples of; 1 where it has no such card."""
+    """Return the requested divisor of widths from a folder's card; 1 without such a card."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         asked = json.loads(read_file(folder / CARD))["asked"].get("multiple_of", 1)
         return int(asked) if is_int(asked, least=1) else 1
@@ -198,22 +198,22 @@ def _cuts_digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(value.get("cuts")).encode()).hexdigest()[:16]
 
 
-NO_STRUCTURE = ("_name_or_path", "transformers_version")  # of a configuration
+NO_STRUCTURE = ("_name_or_path", "transformers_version")  # fields that do not affect the network
 
 
 def _named(origin: ModelOrigin) -> tuple[str, str]:
-    """Return what of an origin says which network it is, wherever its file or folder lies."""
+    """Return what identifies an origin's network, independent of its file's or folder's path."""
     text, settings = origin.text, origin.settings
     if origin.kind == "code":
         text = text.rpartition(":")[2]
-    elif config := settings.get("config"):  # built by its configuration, whatever it is called
+    elif config := settings.get("config"):  # identified by its configuration, not by its name
         known = {name: value for name, value in config.items() if name not in NO_STRUCTURE}
         text = canonical_json({**settings, "config": known})
     return text, repr(origin.arguments)
 
 
 def _in_words(model: ModelSpec | ModelOrigin) -> str:
-    """Name a network as a command does: ``nets.py:MobileNet --set width=8``."""
+    """Describe a network as on the command line: ``nets.py:MobileNet --set width=8``."""
     name = model.name if isinstance(model, ModelSpec) else model.text
     given = [f"--set {key}={json.dumps(value)}" for key, value in model.arguments.items()]
     return " ".join([name, *given])

@@ -10,25 +10,25 @@ if TYPE_CHECKING:
 
 
 class Pace(Protocol):
-    """Speeds of this machine, measured or read off records, in seconds."""
+    """Times on this machine, measured or taken from records, in seconds."""
 
     @property
     def seconds(self) -> float:
-        """The longest rehearsal of a job for which no other measurement stands in, in seconds."""
+        """The maximum time for a trial of a job that is not estimated otherwise, in seconds."""
 
     def ratio(self, prune: "Prune") -> float:
-        """FLOPs of the unpruned network over those of the pruned one, known or guessed."""
+        """Return the unpruned network's FLOPs over the pruned one's, known or guessed."""
 
     def cutting(self, model: ModelSpec, data: Material) -> float:
-        """Choosing and cutting the units of a network."""
+        """Return the seconds of choosing and cutting a network's units."""
 
     def pruning(self, model: ModelSpec, data: Material) -> float:
-        """The same, with the proof of the cut."""
+        """Return the seconds of choosing and cutting units, and of proving the cut."""
 
     def training(
         self, setting: Setting, *, epochs: float, ratio: float = 1.0, taught: bool = False
     ) -> float:
-        """Training for so many epochs and scoring, at 1 / ratio of the network's FLOPs.
+        """Return the seconds of training and scoring, at 1 / ratio of the network's FLOPs.
 
-        ``taught``: the unpruned network is the teacher of each step.
+        ``taught``: the unpruned network is the teacher in each step.
         """

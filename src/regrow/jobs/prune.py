@@ -29,18 +29,18 @@ from regrow.train.material import Material
 if TYPE_CHECKING:
     from regrow.jobs.retrain import Retrain
 
-HEAD_SECONDS = 3.0  # following the channels of a ResNet and proving the cut
+HEAD_SECONDS = 3.0  # for tracing a ResNet and proving the cut
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Keyed):
-    """Choose what stays of a network: of a trained one, or (``parent`` None) as first drawn.
+    """Choose the units to keep of a trained network, or (``parent=None``) of an untrained one.
 
-    A parent that was pruned before, and retrained under its mask, is pruned further: the sparsity
-    is the share of what was left. With ``guides`` (prunings of one network, by seeds) it keeps of
-    each stage what they kept on average; the sparsity is theirs.
+    A parent that was pruned before, and retrained under its mask, is pruned further; the sparsity
+    is then a share of the remaining units. With ``guides`` (prunings of one network with different
+    seeds), the share kept in each stage is their average; so the sparsity is that of the guides.
 
-    Of what a head built it prunes the network beneath by its weights, and leaves the whole.
+    With a head, only the backbone is pruned, by its weights; the result has the head too.
     """
 
     version: ClassVar[int] = 1
@@ -52,21 +52,21 @@ class Prune(Keyed):
     parent: "Train | Retrain | None" = None
     sparsity: float | None = None
     shares: tuple[float, ...] | None = None
-    cost: CostShare | None = None  # in place of a sparsity: how much of it may be left
+    cost: CostShare | None = None  # in place of a sparsity: the share of a cost that may remain
     guides: "tuple[Prune, ...]" = ()
-    rounds: int = 1  # steps in which the network that is left is scored anew
-    multiple_of: int = 1  # how many channels of each layer stay is a multiple of this, or all
-    code: str | None = None  # digest of the files that decide, where not part of this package
+    rounds: int = 1  # steps of pruning, before each of which the remaining network is scored again
+    multiple_of: int = 1  # layers keep a multiple of so many channels, or all
+    code: str | None = None  # digest of the method's files that are not part of this package
     label: str = "prune"
 
     @property
     def head(self) -> Head | None:
-        """The head of what is pruned, if it has one."""
+        """The head of the pruned network, if it has one."""
         return None if self.parent is None else self.parent.head
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The kind of work: ``prune``, or of what a head built ``prune-detector``."""
+        """The kind of work: ``prune``, or with a head such as ``prune-detector``."""
         return "prune" if self.head is None else f"prune-{self.head.noun}"
 
     @property
@@ -76,18 +76,18 @@ class Prune(Keyed):
 
     @property
     def pruning(self) -> "Prune":  # type: ignore[override]
-        """The pruning of the network that it leaves."""
+        """The pruning of its resulting network: itself."""
         return self
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The trained network, if its weights matter, how it was pruned before, and the guides."""
+        """The training, if its weights matter, its earlier pruning, if any, and the guides."""
         earlier = () if self._earlier is None else (self._earlier,)
         return (*(() if self.parent is None else (self.parent,)), *earlier, *self.guides)
 
     @property
     def expected_kept(self) -> float:
-        """The share of units that stays, over all rounds, as far as it was asked for."""
+        """The expected share of units that are kept over all prunings, by what was asked for."""
         if self.cost is not None:
             return float(self.cost.share ** (1.0 / UNITS.get(self.method.unit).exponent))
         share = 1.0 - (self.sparsity or _mean(self.shares or (0.0,)))
@@ -96,11 +96,11 @@ class Prune(Keyed):
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The full request."""
+        """The full specification, as JSON."""
         method, without_head = self.method, self.head is None
         return without_none(
-            # A criterion may look at images. What a head built is pruned by its weights alone, and
-            # the key of its training has the model.
+            # A criterion may use images. Networks with a head are pruned by their weights alone,
+            # and the key of their training contains the model.
             data=self.data.content if without_head else None,
             model=self.model.identity() if without_head else None,
             criterion=CRITERIA.identity(method.criterion),
@@ -123,15 +123,15 @@ class Prune(Keyed):
 
     @property
     def flops(self) -> float:
-        """Nothing is trained."""
+        """0, because nothing is trained."""
         return 0.0
 
     def estimate(self, pace: Pace) -> float:
-        """Return the seconds of choosing and cutting units."""
+        """Return the seconds of choosing and cutting units, and of proving the cut."""
         return HEAD_SECONDS if self.head is not None else pace.pruning(self.model, self.data)
 
     def run(self, context: Context) -> Outcome:
-        """Score, allocate, measure what is left, and mend its weights if the method does."""
+        """Score, allocate, measure the smaller network, and repair its weights if asked to."""
         within, masks = None, {}
         if self.head is not None:
             return self._run_with_head(context, self.head)
@@ -142,7 +142,7 @@ class Prune(Keyed):
             masks = context.tensors(self.parent, MASKS)
         if self._earlier is not None:
             within = edit_of(context, self._earlier).mask
-        if masks and self._earlier is not None:  # they changed while it was retrained
+        if masks and self._earlier is not None:  # the masks changed during retraining
             within = Mask(unit="weight", kept=masks)
         trace = traced(model, self.model, self.data.shape)
         dataset = context.dataset(self.data.spec)
@@ -186,14 +186,14 @@ class Prune(Keyed):
         return Outcome(record, mask.kept, {REPAIRED: edit.repaired})
 
     def _run_with_head(self, context: Context, head: Head) -> Outcome:
-        """Score the filters that were learnt under a head, cut, and keep all of its own layers."""
+        """Score and cut the backbone's filters, as trained under the head, and keep the head."""
         assert self.parent is not None
         record, trained = context.record(self.parent), context.tensors(self.parent)
         architecture = Architecture.from_json(record["architecture"])
         shape = architecture.shape
         assert isinstance(shape, tuple)  # of images
         net = architecture.build()
-        # The classifier's own head is no part of what was built, and no part of this choice.
+        # The classifier's own head is not part of this network, and its weights do not matter here.
         net.load_state_dict({**net.state_dict(), **head.backbone(trained)})
         trace = traced(net, self.model, shape)
         mask = select(
@@ -223,12 +223,12 @@ class Prune(Keyed):
 
 
 def structure_only(method: Method) -> Method:
-    """Return the method that keeps the first units of each layer: the same widths, no weights."""
+    """Return the method that keeps the first units of each layer, independent of the weights."""
     return replace(method, criterion="first", trained=False, repair=None, choice=None)
 
 
 def edit_of(records: Records, prune: Prune) -> Edit:
-    """Return what a finished pruning did."""
+    """Return the ``Edit`` of a finished pruning."""
     return Edit.read(
         records.record(prune),
         records.tensors(prune),
@@ -239,7 +239,7 @@ def edit_of(records: Records, prune: Prune) -> Edit:
 
 
 def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
-    """Average what prunings of one network kept in each of its stages."""
+    """Average the shares that prunings of one network kept in each of its stages."""
     model = build(guides[0].model.untrained())
     trace = traced(model, guides[0].model, guides[0].data.shape)
     return pattern_of([edit_of(context, guide).mask for guide in guides], stages_of(model, trace))
@@ -249,9 +249,9 @@ def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
 def _sensitivity_of(
     model: ModelSpec, shape: tuple[int, ...], unit: str, groups: tuple[str, ...]
 ) -> Mapping[str, float] | None:
-    """Measure how much groups of an uncut network do to its output, once.
+    """Measure how much groups of an uncut network affect its output; cached.
 
-    None where that may depend on its weights: then it is measured on the network at hand.
+    None if the structure may depend on the weights: then it is measured on the network at hand.
     """
     if not is_fixed(model):
         return None
@@ -267,15 +267,15 @@ def _mean(values: tuple[float, ...]) -> float:
 def _has_views(model: ModelSpec, shape: tuple[int, ...]) -> bool:
     try:
         return bool(traced(build(model.untrained()), model, shape).views)
-    except TraceError:  # which the pruning itself will say
+    except TraceError:  # the pruning itself will raise it
         return False
 
 
 def counter_version(model: ModelSpec, shape: tuple[int, ...], method: Method) -> int | None:
-    """Return 2 where costs are not what the first counter counted, and None elsewhere.
+    """Return 2 if costs differ from those of the first version of the counter, else None.
 
-    So results whose costs, and budgets of equal FLOPs, were always counted so keep their keys.
-    Where views are cut, the norm behind a selection counts at the width that is selected from.
+    So keys stay the same for results whose costs, and budgets of equal FLOPs, have not changed.
+    If views are cut, the norm after a selection is counted at the width that is selected from.
     """
     network = counted(model, shape)
     unit = UNITS.get(method.unit)

@@ -35,12 +35,12 @@ from regrow.surgery.mask import filter_dim, layer_of
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment
 from regrow.train.material import Material, Setting
 
-SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1
+SPARSE_DRAW = 2  # version of the rule of ``_draw_sparse_``; in the first, n was at least 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(Keyed):
-    """Train what a pruning left, under one arm."""
+    """Train a pruned network under one arm."""
 
     kind: ClassVar[str] = "retrain"
     version: ClassVar[int] = 1
@@ -51,8 +51,8 @@ class Retrain(Keyed):
     recipe: Recipe
     seed: int
     parent: "Train | Retrain | None" = None  # whose weights are inherited, or rewound to
-    treated: Treated | None = None  # what the arm does while it trains
-    teacher: Train | None = None  # whose outputs are learnt from
+    treated: Treated | None = None  # the arm's treatment
+    teacher: Train | None = None  # the teacher of a distillation
     label: str = "retrain"
 
     @property
@@ -62,7 +62,7 @@ class Retrain(Keyed):
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The full request."""
+        """The full specification, as JSON."""
         return without_none(
             data=self.data.content,
             arm=self.arm.to_json(),
@@ -96,7 +96,7 @@ class Retrain(Keyed):
 
     @property
     def loss_of(self) -> LossOf:  # type: ignore[override]
-        """Return whether its arm, or its recipe, changes the task's loss."""
+        """Return "arm" or "recipe" if that changes the task's loss, else "task"."""
         if self.arm.objective is not None:
             return "arm"
         return "task" if self.recipe.has_plain_loss else "recipe"
@@ -109,14 +109,14 @@ class Retrain(Keyed):
             network = edit.architecture.build()
             network.load_state_dict(weights)
             return network, edit.architecture
-        # Not retrained: its record keeps no weights, for they are the parent's, or repaired ones.
+        # Not retrained: its record has no weights, because they are the parent's or repaired ones.
         assert self.parent is not None
         network, _ = self.parent.network(records)
         return edit.apply(network), edit.architecture
 
     @property
     def draws_sparse(self) -> bool:
-        """True if its convolutions are drawn by the density of their masks."""
+        """True if its convolutions are initialised with a scale by their masks' density."""
         return self.arm.start == "random" and UNITS.get(self.prune.method.unit).masked
 
     @cached_property
@@ -128,30 +128,30 @@ class Retrain(Keyed):
 
     @property
     def expected_ratio(self) -> float:
-        """FLOPs of the unpruned network over those of the pruned one, guessed from the sparsity."""
+        """The unpruned network's FLOPs over the pruned one's, guessed from the sparsity."""
         share = max(self.prune.expected_kept, 0.02)
         return float(1.0 / share ** UNITS.get(self.prune.method.unit).exponent)
 
     @property
     def expected_epochs(self) -> float:
-        """Epochs of the arm, guessed likewise."""
+        """The epochs of the arm, guessed from the sparsity."""
         return self.arm.trained_epochs(self.recipe.length, self.expected_ratio)
 
     @property
     def setting(self) -> Setting:  # type: ignore[override]
-        """The training whose steps it takes, of a network that is mostly smaller."""
+        """The training whose steps it runs, of the unpruned network; its own is mostly smaller."""
         return Setting.of(self.prune.model, self.data, self.recipe)
 
     @property
     def pace_group(self) -> Setting:  # type: ignore[override]
-        """Trainings of one setting take what is estimated times one factor."""
+        """The setting, because its trainings have one ratio of actual to estimated time."""
         return self.setting
 
     def estimate(self, pace: Pace) -> float:
         """Return the seconds of building its start and of training it."""
         ratio = pace.ratio(self.prune)
         epochs = self.arm.epochs(self.recipe.length, ratio)
-        # Weights that are masked take as long as any.
+        # Masked weights take as much time as others.
         masked = UNITS.get(self.prune.method.unit).masked
         steps = pace.training(
             self.setting,
@@ -162,18 +162,18 @@ class Retrain(Keyed):
         return pace.cutting(self.prune.model, self.data) + steps
 
     def estimate_flops(self, pace: Pace) -> float:
-        """Return the FLOPs of its training, by the ratio that is known or guessed."""
+        """Return the FLOPs of its training, by the known or guessed ratio."""
         ratio = pace.ratio(self.prune)
         samples = self.arm.epochs(self.recipe.length, ratio) * self.data.num_train
         whole = model_cost(self.prune.model, self.data.shape).training_flops(samples)
         return whole / self.arm.budget_ratio(ratio)
 
     def estimate_epochs(self, pace: Pace) -> float:
-        """Return the epochs of its arm, by the ratio that is known or guessed."""
+        """Return the epochs of its arm, by the known or guessed ratio."""
         return self.arm.trained_epochs(self.recipe.length, pace.ratio(self.prune))
 
     def run(self, context: Context) -> Outcome:
-        """Build the start, train it for its budget, and read the test set once."""
+        """Build the start, train it for its budget, and evaluate it once on the test set."""
         pruned = context.record(self.prune)
         edit = edit_of(context, self.prune)
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
@@ -182,8 +182,8 @@ class Retrain(Keyed):
         model, begun = self._start(context, edit)
         if begun.cut:
             context.note(
-                f"Nothing initialises {', '.join(map(repr, begun.cut))} at a width of its own, so "
-                "its start is what the unpruned network's code draws, cut."
+                f"No rule initialises {', '.join(map(repr, begun.cut))} at the smaller width, so "
+                "the values drawn by the unpruned network's code are cut."
             )
         epochs = self.arm.epochs(self.recipe.length, ratio)
         capped = self.arm.budget.is_capped(self.arm.budget_ratio(ratio))
@@ -216,7 +216,7 @@ class Retrain(Keyed):
         return Outcome(record, state_of(model), masks_part(training))
 
     def _treatment(self, edit: Edit) -> Treatment:
-        """Make the treatment of the arm, for the sparsity that the pruning left."""
+        """Make the treatment of the arm, for the sparsity of the pruning."""
         if self.treated is None:
             return NO_TREATMENT
         return self.treated.treatment(sparsity=edit.mask.sparsity)
@@ -227,10 +227,7 @@ class Retrain(Keyed):
         return trained_network(self.teacher.model, context, self.teacher)
 
     def _start(self, context: Context, edit: Edit) -> tuple[nn.Module, Start]:
-        """Build the network that the arm starts from, as the pruning left it.
-
-        Returned with what is to be said of a random start.
-        """
+        """Build the pruned network that the arm starts from, with facts on a random start."""
         spec, start, begun = self.prune.model, self.arm.start, Start()
         if start == "random":
             model, begun = started(spec, edit.cut, seed=self.seed)
@@ -254,28 +251,28 @@ class Retrain(Keyed):
 
 @lru_cache(maxsize=1024)
 def recipe_of(arm: Arm, base: Recipe, epochs: float) -> Recipe:
-    """Return the recipe that an arm trains with; thousands of jobs have one of a few."""
+    """Return the recipe that an arm trains with; cached, because thousands of jobs share a few."""
     return arm.recipe(base, epochs)
 
 
 def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:
-    """Divide the unpruned network's FLOPs by the pruned one's."""
+    """Return the unpruned network's FLOPs over the pruned one's."""
     if not after.flops and arm.budget.kind in OF_FLOPS:
         raise ConfigError(
-            f"The arm {arm.name!r} trains for equal FLOPs, and nothing that the pruned network "
-            f"computes can be counted ({'; '.join(after.caveats) or 'it has no layers'}). Give the "
-            "arm a budget of epochs."
+            f"The arm {arm.name!r} trains for equal FLOPs, but none of the pruned network's "
+            f"operations can be counted ({'; '.join(after.caveats) or 'it has no layers'}). Give "
+            "the arm a budget of epochs."
         )
     return before.flops / max(after.flops, 1)
 
 
 def _draw_sparse_(model: nn.Module, masked: Mapping[str, Tensor], *, seed: int) -> None:
-    """Draw masked convolutions N(0, 2 / n), n = weights kept / input channels, in place.
+    """Draw masked convolutions from N(0, 2 / n), n = weights kept / input channels, in place.
 
-    The fan-out rule scaled by each layer's density, as the paper's section 4.3 does for scratch
-    training under an unstructured mask. Of filters that are held at zero the others count. Where
-    nothing is kept there is no n, and the draw, which the mask holds at zero, does not matter.
-    Masked linear layers stay as the network's own rule drew them.
+    This is the fan-out rule scaled by each layer's density, as in the paper's section 4.3 for
+    scratch training under an unstructured mask. If whole filters are masked, only the others count.
+    If nothing is kept, n is undefined, but does not matter, because the mask holds the weights at
+    zero. Masked linear layers keep their values.
     """
     generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
     parameters = dict(model.named_parameters())

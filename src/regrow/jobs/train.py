@@ -1,4 +1,4 @@
-"""The job that trains a network, and what every job does with a training and a trained network."""
+"""The job that trains a network, and functions that all jobs use to train and measure networks."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from regrow.jobs.prune import Prune
     from regrow.jobs.retrain import Retrain
 
-SCORED_BY = ("precision", "engine", "channels_last")  # of a recipe, what is used beside a training
+SCORED_BY = ("precision", "engine", "channels_last")  # recipe fields that affect scoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,16 @@ class Treated:
 
     method: str
     strength: float | None = None
-    sparsity: float | None = None  # where it depends on that
-    code: str | None = None  # digest of a file from outside this package
+    sparsity: float | None = None  # if the treatment depends on it
+    code: str | None = None  # digest of its file, if that is not part of this package
 
     @property
     def text(self) -> str:
-        """Its name for people, with its strength if it has one."""
+        """Its display name, with its strength if it has one."""
         return self.method + (f" at strength {self.strength:g}" if self.strength else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was asked for."""
+        """Return it as part of a job's spec."""
         revision = METHODS.get(self.method).treatment_revision
         return without_none(
             method=self.method,
@@ -56,7 +56,7 @@ class Treated:
         )
 
     def treatment(self, *, sparsity: float = 0.0) -> Treatment:
-        """Make the treatment, for the given sparsity where it was asked for none of its own."""
+        """Make the treatment; ``sparsity`` is used if it has none itself."""
         make = METHODS.get(self.method).treatment
         assert make is not None
         return make(self.strength or 0.0, self.sparsity or sparsity)
@@ -64,15 +64,16 @@ class Treated:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Keyed):
-    """Train a network from its first weights, or on from a trained one (``initial``).
+    """Train a network from its initial weights, or continue from a trained one (``initial``).
 
-    Beside the last weights it leaves those after each epoch of ``keep``, and the masks at the end
-    where a treatment changed them, as parts of its tensors.
-    A network of published weights is used as it is, and only scored (``is_published``).
+    Besides the final weights, its tensors have as parts the weights after each epoch in ``keep``,
+    and the final masks if a treatment changed them. A network with published weights is only scored
+    (``is_published``).
 
-    With a ``head``, what is trained is what the head builds on the network that another job left:
-    a trained or pruned one of another task (``Train``, ``Retrain``), or its own as a ``Prune`` left
-    it, which goes on as a whole. Without another job it is built on the ``model`` as first drawn.
+    With a ``head``, the trained network is built by the head on the network of the job ``initial``:
+    a trained or retrained one of another task (``Train``, ``Retrain``), or one with this head, as
+    pruned by a ``Prune``, which is trained further as a whole. Without ``initial``, the head is
+    built on the untrained ``model``.
     """
 
     version: ClassVar[int] = 1
@@ -85,23 +86,23 @@ class Train(Keyed):
     initial: "Train | Retrain | Prune | None" = None
     keep: tuple[int, ...] = ()
     head: Head | None = None
-    code: str | None = None  # digest of the model's file, where it is not part of this package
+    code: str | None = None  # digest of the model's file, if that is not part of this package
     label: str = "train"
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The kind of work: ``train``, or of what a head builds ``train-detector``."""
+        """The kind of work: ``train``, or with a head such as ``train-detector``."""
         return "train" if self.head is None else f"train-{self.head.noun}"
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The job that it continues, if any, and how its network was pruned."""
+        """The job that it continues, if any, and the pruning of that job's network, if any."""
         before = () if self.initial is None else (self.initial, self.initial.pruning)
         return tuple({job.key: job for job in before if job is not None}.values())
 
     @property
     def is_published(self) -> bool:  # type: ignore[override]
-        """True if the network comes with published weights, so that no epoch is trained."""
+        """True if the network has published weights, so that nothing is trained."""
         return self.model.is_published
 
     @property
@@ -111,16 +112,16 @@ class Train(Keyed):
 
     @property
     def loss_of(self) -> LossOf:  # type: ignore[override]
-        """Return whether its recipe changes the task's loss."""
+        """Return "recipe" if that changes the task's loss, else "task"."""
         return "task" if self.recipe.has_plain_loss else "recipe"
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The full request; of a published network, only how it is scored."""
+        """The full specification, as JSON; for published weights, only how they are scored."""
         recipe = self.recipe.to_json()
         if self.is_published:
             recipe = {"epochs": 0} | {k: v for k, v in recipe.items() if k in SCORED_BY}
-        built_on = self.head is not None and self.initial is not None  # whose key has the model
+        built_on = self.head is not None and self.initial is not None  # its key contains the model
         return without_none(
             data=self.data.content,
             model=None if built_on else self.model.identity(),
@@ -134,9 +135,9 @@ class Train(Keyed):
         )
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a record with the costs as they are counted now, if it is of the first counter.
+        """Return a record with costs recounted if the counter's first version counted otherwise.
 
-        What was trained is the same, so the key is too.
+        The training is the same, so the key is too.
         """
         recounts = self.head is None and "sparsity" not in record
         if not recounts or counted(self.model, self.data.shape).as_first:
@@ -154,7 +155,7 @@ class Train(Keyed):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of the training."""
+        """The planned FLOPs of the training."""
         if self.head is not None:
             flops_per_example = self.head.planned_flops(self.model, self.data.classes)
             return TRAINING_FACTOR * flops_per_example * self._num_shown(self.head)
@@ -165,16 +166,16 @@ class Train(Keyed):
 
     @property
     def setting(self) -> Setting | None:  # type: ignore[override]
-        """The training whose steps it takes; None for what a head builds."""
+        """The training whose steps it runs; None with a head."""
         return None if self.head is not None else Setting.of(self.model, self.data, self.recipe)
 
     @property
     def pace_group(self) -> Hashable:  # type: ignore[override]
-        """Trainings of one setting take what is estimated times one factor."""
+        """The setting, because its trainings have one ratio of actual to estimated time."""
         return self.setting or self.kind
 
     def estimate(self, pace: Pace) -> float:
-        """Return the seconds of its training; a published network is only scored."""
+        """Return the seconds of training and scoring; published weights are only scored."""
         if self.head is not None:
             data, recipe, seconds = self.data.spec, self.recipe, pace.seconds
             trained, tested = self.head.seconds(self.model, data, recipe, measured_for=seconds)
@@ -183,19 +184,19 @@ class Train(Keyed):
         return pace.training(setting, epochs=0 if self.is_published else self.recipe.length)
 
     def estimate_epochs(self, pace: Pace) -> float:
-        """Return the epochs of its recipe; none of a published network."""
+        """Return the epochs of its recipe; 0 for published weights."""
         return 0 if self.is_published else self.recipe.length
 
     def _num_shown(self, head: Head) -> int:
         return self.recipe.epochs * head.shown(self.recipe, self.data.num_train)
 
     def run(self, context: Context) -> Outcome:
-        """Train, and read the test set once."""
+        """Train, and evaluate once on the test set."""
         dataset = context.dataset(self.data.spec)
         if self.head is not None:
             return self._run_with_head(context, dataset, self.head)
         if self.initial is None:
-            with context.ranks.agreeing():  # published weights may be at hand here, and not there
+            with context.ranks.agreeing():  # a rank may lack the file of published weights
                 model = build(self.model, seed=self.seed)
         else:
             model = trained_network(self.model, context, self.initial)
@@ -224,7 +225,7 @@ class Train(Keyed):
         return Outcome(result, state_of(model), {**states, **masks_part(training)})
 
     def _run_with_head(self, context: Context, dataset: Dataset, head: Head) -> Outcome:
-        """Train what a head builds, and read the test set once after and once before."""
+        """Train a network with a head; evaluate it and its untrained state on the test set."""
         start = self._built(context, dataset, head)
         training = head.training(
             start.model, dataset, self.recipe, seed=self.seed, device=context.device
@@ -232,7 +233,7 @@ class Train(Keyed):
         advance(training, context)
         cost, precision = head.cost(training.model), self.recipe.precision
         scores = head.score(training.model, dataset, precision=precision)
-        # Built anew rather than scored at first: a resumed training has it no more.
+        # Built again rather than scored at the start, because a resumed training no longer has it.
         before = self._built(context, dataset, head).model.to(context.device)
         untrained = head.score(before, dataset, precision=precision)
         return Outcome(
@@ -251,7 +252,7 @@ class Train(Keyed):
         )
 
     def _built(self, context: Context, dataset: Dataset, head: Head) -> "Built":
-        """Build on the network that it goes on from, as it is before its first step."""
+        """Build the network with its head, as it is before the first training step."""
         if self.initial is not None and self.initial.head is not None:
             return rebuilt(head, context, self.initial, num_classes=self.data.classes)
         if self.initial is None:
@@ -269,7 +270,7 @@ class Train(Keyed):
 
 @dataclass(frozen=True)
 class Built:
-    """The network that a head built, on one that saw images of this ``mean`` and ``std``."""
+    """A network with a head, whose backbone expects images normalised by this mean and std."""
 
     model: nn.Module
     architecture: Architecture
@@ -277,7 +278,7 @@ class Built:
     std: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what of it a record keeps."""
+        """Return its fields of a record."""
         return {
             "architecture": self.architecture.to_json(),
             "mean": list(self.mean),
@@ -286,7 +287,7 @@ class Built:
 
 
 def rebuilt(head: Head, records: Records, job: Job, *, num_classes: int) -> Built:
-    """Rebuild what a job with a head left."""
+    """Rebuild the resulting network of a job with a head."""
     record = records.record(job)
     architecture = Architecture.from_json(record["architecture"])
     mean, std = tuple(record["mean"]), tuple(record["std"])
@@ -298,14 +299,14 @@ def rebuilt(head: Head, records: Records, job: Job, *, num_classes: int) -> Buil
 def trained_network(
     model: ModelSpec, context: Context, job: Job, *, after: int | None = None
 ) -> nn.Module:
-    """Rebuild the network that a training left, or as it was after so many epochs."""
+    """Rebuild the network of a training, as it was at its end or after so many epochs."""
     network = build(model.untrained())
     network.load_state_dict(context.tensors(job, MAIN if after is None else after_epoch(after)))
     return network
 
 
 def _check_normalisation(dataset: Dataset) -> None:
-    """Refuse images that published weights were not made for: all would be scored too low."""
+    """Raise ``ConfigError`` for images not normalised as published weights expect."""
     if (dataset.mean, dataset.std) != (IMAGENET.mean, IMAGENET.std):
         raise ConfigError(
             f"Published weights expect images with the mean {IMAGENET.mean} and the std "
@@ -315,7 +316,7 @@ def _check_normalisation(dataset: Dataset) -> None:
 
 
 def _scored(evaluation: Evaluation, dataset: Dataset) -> dict[str, float]:
-    """Return a score under its metric's name, with its standard error where that is known."""
+    """Return a score under its metric's key, with its standard error if known, and the loss."""
     metric = task_of(dataset).metric
     error = {} if evaluation.error is None else {metric.error_key: evaluation.error}
     return {metric.key: evaluation.score, **error, "loss": evaluation.loss}
@@ -330,7 +331,7 @@ def result_of(
     cost: Cost,
     training: Training | None = None,
 ) -> dict[str, Any]:
-    """Measure a network that has been trained (or not), and say what that took."""
+    """Evaluate a network, and return its record with scores, costs and training effort."""
     score = partial(
         evaluate,
         model,
@@ -360,7 +361,7 @@ def result_of(
 def advance(
     training: Stepping, context: Context, *, keep: tuple[int, ...] = ()
 ) -> dict[str, dict[str, Tensor]]:
-    """Train to the end, from the last checkpoint if there is one.
+    """Train to the end, resuming from the last checkpoint if there is one.
 
     Returns the weights after each number of epochs in ``keep``, as parts of the job's tensors.
     """
@@ -392,27 +393,27 @@ def advance(
 
 
 def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
-    """Measure an unpruned network, once."""
+    """Return the cost of an unpruned network; cached."""
     return counted(model, shape).cost
 
 
 @cache
 def counted(model: ModelSpec, shape: tuple[int, ...]) -> Counted:
-    """Count an unpruned network's operations, once."""
+    """Count an unpruned network's operations; cached."""
     return count(build(model.untrained()), example_input(model, shape))
 
 
 def masks_part(training: Training) -> dict[str, dict[str, Tensor]]:
-    """Return the masks at the end of a training as a part of its job's tensors, if they changed."""
+    """Return a training's final masks, if they changed, as a part of its job's tensors."""
     return {} if training.passes is None else {MASKS: training.kept()}
 
 
 def masked_costs(training: Training, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the record's costs of a training whose masks changed; nothing of any other.
+    """Return the costs, for the record, of a training whose masks changed; else an empty dict.
 
-    Those of the network count the masks at the end. Those of the training count in each pass the
-    weights that were there: all of them where gradients of masked weights were looked at, as in
-    the count of Evci et al. (2020, arXiv:1911.11134, appendix H).
+    The network's costs count its final masks. The training's costs count, in each pass, the weights
+    that were not masked; all of them if gradients of masked weights were used, as in the count of
+    Evci et al. (2020, arXiv:1911.11134, appendix H).
     """
     if training.passes is None:
         return {}

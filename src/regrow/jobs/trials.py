@@ -1,8 +1,7 @@
-"""Arms that are tuned: one entry of a study becomes as many arms as it has trials.
+"""Tuned arms: one entry of a study becomes an arm for each of its trials.
 
-``{name: fine-tune, tune: {lr: [0.001, 0.01, 0.1]}}`` trains three arms. Each is a row of its own,
-and the report judges the one of them that is best on the validation split
-(``regrow.report.tuning``).
+``{name: fine-tune, tune: {lr: [0.001, 0.01, 0.1]}}`` trains three arms. Each has its own row, and
+the report judges the one that is best on the validation split (``regrow.report.tuning``).
 """
 
 from collections.abc import Mapping
@@ -11,21 +10,21 @@ from typing import Any
 
 from regrow.core.validation import as_list, is_int, is_number, mapping
 from regrow.errors import ConfigError
-from regrow.jobs.arms import RATES, Arm, read_arm  # rates are tuned, one of them at a time
+from regrow.jobs.arms import RATES, Arm, read_arm  # one of the rates is tuned
 
 TUNE = "tune"  # the key of an entry that stands for several arms
 KEYS: Mapping[str, str] = {
-    "lr": "learning rates, each a trial",
-    "last_rates": "rates as multiples of the recipe's last, each a trial",
-    "peak_rates": "rates as multiples of the recipe's highest, each a trial",
-    "trials": "how many trials there are, if it is to be said",
-    "on": "what the best is chosen on: validation",
+    "lr": "learning rates, one for each trial",
+    "last_rates": "multiples of the recipe's last learning rate, one for each trial",
+    "peak_rates": "multiples of the recipe's highest learning rate, one for each trial",
+    "trials": "the number of trials, optional",
+    "on": "the split on which the best trial is chosen: validation",
 }
 MOST_TRIALS = 100
 
 
 def read_trials(entry: Mapping[str, Any]) -> tuple[Arm, ...]:
-    """Read an entry of a study's arms that is tuned: one arm for each trial of ``tune``."""
+    """Read a tuned entry of a study's arms: return one arm for each trial of ``tune``."""
     given = {key: value for key, value in entry.items() if key != TUNE}
     arm = read_arm(given)
     where = f"The arm {arm.name!r}"
@@ -38,7 +37,7 @@ def read_trials(entry: Mapping[str, Any]) -> tuple[Arm, ...]:
 
 
 def _values(value: Any, where: str) -> tuple[str, list[float]]:
-    """Check what is tuned: the rate's name, and its values."""
+    """Check the value of ``tune``; return the name of the rate and its values."""
     tune = mapping(value, f"{where}: 'tune'", KEYS)
     rates = [key for key in RATES if key in tune]
     if len(rates) != 1:
