@@ -181,7 +181,7 @@ def test_a_damaged_architecture_is_told(path: Any, to: Any, message: str, saved:
         (b"{", "architecture.json' is damaged: it is not JSON .* Save the network anew"),
         (b"\xff\xfe", "architecture.json' is damaged"),
         (b"[]", "it is not a JSON object"),
-        (b"{}", "it carries no digest"),
+        (b"{}", "it has no digest"),
         (b"[" * 100_000, "it is nested too deeply"),
     ],
 )

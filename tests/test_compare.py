@@ -435,7 +435,7 @@ def test_a_function_that_is_wrong_for_every_network_fails_early_and_once(
     assert failed.err.count(told) == 1
     lines = [line for line in failed.err.splitlines() if line.startswith("FAILED")]
     assert len(lines) == num
-    assert all("the same failure as of" in line for line in lines[1:])
+    assert all("the same failure as in" in line for line in lines[1:])
     assert ("not started, because the same function failed for" in failed.err) == given
     assert " ".join(failed.out.split()).count(told) == 1  # under Failures
 

@@ -154,7 +154,7 @@ def test_of_two_decisions_at_once_the_first_stands(
 def test_damaged_decision_is_named(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     (store.root / "precision.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"precision\.json: it carries no digest.*Remove it"):
+    with pytest.raises(StoreError, match=r"precision\.json: it has no digest.*Remove it"):
         PrecisionChoice(store)()
 
 

@@ -435,7 +435,7 @@ def test_what_is_damaged_is_named_set_aside_and_done_anew(store: Store, tmp_path
     warnings = {e.label: e.message for e in events if isinstance(e, JobWarning)}
     assert "belongs to another job: its 'spec.name'" in warnings["parent"]
     assert f"moved to {store.root / 'damaged' / parent.key}-1" in warnings["parent"]
-    assert "carries no digest" in warnings["other"]
+    assert "it has no digest" in warnings["other"]
     assert json.loads((store.root / "damaged" / f"failed-{other.key}-1").read_text()) == {}
     alone = Store.open(tmp_path / "alone")
     run([child, other], alone, workers=0)

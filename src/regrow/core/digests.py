@@ -68,7 +68,7 @@ def unsealed(text: bytes, name: str, *, under: str | None = None) -> dict[str, A
     holder = value if under is None else value.get(under)
     digest = holder.pop(DIGEST, None) if isinstance(holder, dict) else None
     if not isinstance(digest, str) or not digest:
-        raise ValueError("it carries no digest: it was altered, or written by an earlier regrow")
+        raise ValueError("it has no digest: it was altered, or an earlier version wrote it")
     if _digest(name, text.replace(digest.encode(), b"", 1)) != digest:
         raise ValueError(
             "its digest does not match its content: it was altered after it was written"

@@ -122,7 +122,7 @@ def take(folder: Path, watch: SilenceWatch) -> Lease | None:
     """Create a job's folder and take its lease; return None if another live process holds it."""
     lock = folder / LOCK
     if folder.is_symlink():  # to a foreign folder, where nothing may be written or removed
-        raise StoreError(f"{folder} is a link, which the folder of a job never is. Remove it.")
+        raise StoreError(f"{folder} is a link, and must be a folder. Remove it.")
     try:
         for _ in range(ATTEMPTS):
             lease, is_held = _take_over(folder, watch) if lock.exists() else (None, False)

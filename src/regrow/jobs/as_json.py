@@ -96,7 +96,7 @@ class _Writer:
             return {"path": str(value)}
         raise ConfigError(
             f"This job cannot be sent to another process: its {where!r} is {short(value)}, which "
-            "JSON cannot hold. Run it with --workers 0."
+            "cannot be written as JSON. Run it with --workers 0."
         )
 
 

@@ -170,7 +170,7 @@ class _Lasting:
             self._blocked = []
         if isinstance(event, events.JobFailed):
             first = self._failed.setdefault(event.message, event.label)
-            again = f"the same failure as of {first}"
+            again = f"the same failure as in {first}"
             more = f" (log: {event.log})" if event.log else ""
             told = event.message if first == event.label else again
             _say(self._console, f"FAILED {event.label}: {told}{more}")

@@ -104,7 +104,7 @@ def connect(address: str | None) -> Any:
         # given address. With a token, but a cluster without one, tasks run and their messages never
         # arrive.
         is_told = address in (None, LOCAL) or AUTH_MODE in os.environ
-        hint = "" if is_told else f" Where its head asks for a token, set {AUTH_MODE}=token."
+        hint = "" if is_told else f" If its head requires a token, set {AUTH_MODE}=token."
         told = str(error).strip().rstrip(".")
         raise ConfigError(
             f"No Ray cluster can be used at {address or 'this machine'}: {told}. Start one (regrow "

@@ -200,7 +200,7 @@ class Store:
             )
         try:
             if exists != (digest is not None):
-                raise ValueError("its record does not mention it" if exists else "it is not there")
+                raise ValueError("its record does not mention it" if exists else "it is missing")
             if not exists:
                 return {}
             tensors, _ = load_tensors(file)
@@ -220,7 +220,7 @@ class Store:
         except FileNotFoundError:
             if not file.is_symlink():
                 return None
-            raise _damaged(file, "it is a link to nothing") from None
+            raise _damaged(file, "it is a broken link") from None
         except ValueError as error:
             raise _damaged(file, error) from error
         except OSError as error:
@@ -452,7 +452,7 @@ class Store:
                 _compare(record.get("spec"), spec)
         except FileNotFoundError as error:
             if os.path.lexists(file.parent):
-                raise _damaged(file, "it is not there") from error
+                raise _damaged(file, "it is missing") from error
             raise StoreError(f"The store {self.root} has no record of job {key}.") from error
         except ValueError as error:
             raise _damaged(file, error) from error
