@@ -175,12 +175,12 @@ class Defaults:
 
     @property
     def guides(self) -> "tuple[Prune, ...]":
-        """Return none."""
+        """No prunings."""
         return ()
 
     @property
     def treated(self) -> "Treated | None":
-        """Return none."""
+        """None, because no treatment is applied."""
         return None
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Defaults:
         return self.flops
 
     def estimate_epochs(self, pace: "Pace") -> float | None:
-        """Return none."""
+        """Return None, because it has no epochs."""
         return None
 
 
@@ -370,7 +370,7 @@ class Context:
         return self.ranks.share(lambda: self._own_store.tensors(job.key, part))
 
     def dataset(self, spec: "DataSpec") -> "Dataset":
-        """Return a data set, loaded once in each process."""
+        """Return a data set; each process caches the last four."""
         with self.ranks.agreeing(), _LOADING:
             return _dataset(spec)
 

@@ -1,4 +1,4 @@
-"""The job that chooses which units of a network are kept."""
+"""The job that prunes: it chooses which units of a network are kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -309,7 +309,7 @@ class Rates:
         return ratio
 
     def _trace(self, model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]:
-        """Return a network without its weights, and its trace."""
+        """Return an untrained network and its trace; cached."""
         if (model, shape) not in self._traces:
             network = build(model.untrained())
             self._traces[model, shape] = network, traced(network, model, shape)
