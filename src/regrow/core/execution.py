@@ -13,7 +13,7 @@ AT_LEAST_NONE = "an int of at least 0"
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where jobs run, how many at once, and their limits of time and retries.
+    """The devices and machines that run jobs, the number at once, and limits of time and retries.
 
     Every command that trains has options of the same names, as have ``run_study`` and ``compare``
     in Python.

@@ -52,7 +52,7 @@ def lease_seconds() -> float:
 
 
 class SilenceWatch:
-    """What a reader last saw in each owner file, and since when, by its own clock."""
+    """A reader's memory of each owner file: its last content, and since when, by its own clock."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[bytes, float]] = {}

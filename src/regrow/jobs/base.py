@@ -110,7 +110,7 @@ class Job(Protocol):
 
     @property
     def loss_of(self) -> "LossOf":
-        """Whether the loss of its training is defined by the task, the recipe or the arm."""
+        """The part that defines the loss of its training: the task, the recipe or the arm."""
 
     @property
     def from_given(self) -> bool:

@@ -73,20 +73,17 @@ def run(
     By default there is one worker process per core, so that a crash ends only its job; with
     ``workers=0``, jobs run in this process. On a GPU, workers are threads of this process that
     share the device, by default the number that is measured to be fastest; with several devices,
-    each has a process with so many threads. As rank 0 of several (``run.torchrun``), this process
-    runs one job at a time, and the other ranks train it together with this one. ``on`` makes the
-    executor of jobs that run elsewhere, such as on Ray.
+    each has a process with so many threads. Worker processes import the calling script, which may
+    define parts of the jobs, unless ``script_again`` is false. As rank 0 of several
+    (``run.torchrun``), this process runs one job at a time, and the other ranks train it together
+    with this one. ``on`` makes the executor of jobs that run elsewhere, such as on Ray.
 
     If a job fails, the others go on, and the next run tries it again. Damaged results are moved
     aside and computed again. Temporary failures (a lost worker, a full disk) are retried up to
     ``retries`` times, after 1, 5, 25, ... seconds; if memory runs out, half as many jobs run at
     once from then on. Several runs can share a store: a run waits for jobs that another is running.
-
     At Ctrl-C, SIGTERM or SIGUSR1, or after ``stop_after`` seconds, every job saves a checkpoint and
     ``Interrupted`` is raised; a second signal stops at once.
-
-    Worker processes import the calling script, as those of ``multiprocessing`` do, because it may
-    define parts of the jobs; not if ``script_again`` is false.
     """
     if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")

@@ -46,7 +46,7 @@ SEVERAL_RANKS = Counters(unknown="several ranks trained it, which share counters
 
 @dataclass(frozen=True)
 class Ended:
-    """How the work on a job ended.
+    """The end of the work on a job.
 
     Attributes:
         status: "reused": another run has done it; "held": another run is working on it; "stopped":

@@ -66,7 +66,7 @@ ALLOCATOR = ":".join(
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a worker needs from the process that starts it."""
+    """The facts about the starting process that a worker needs."""
 
     store: Path
     files: tuple[Path, ...]  # of --with

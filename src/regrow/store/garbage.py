@@ -20,7 +20,7 @@ OLD_SECONDS = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """What can be removed: tensors and checkpoints by key, leftover temporary files by path."""
+    """The removable files: tensors and checkpoints by key, leftover temporary files by path."""
 
     tensors: tuple[str, ...]
     checkpoints: tuple[str, ...]
