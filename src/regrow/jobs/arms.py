@@ -1,8 +1,7 @@
 """Arms: retraining regimes - the weights that a pruned network starts from, and how it is trained.
 
-An arm is a value with a few fields (start, budget, schedule), so that the few lines below
-(``register_arm``) replace the paper's 36 training scripts. A study file names arms, and can change
-their fields (``read_arm``).
+An arm is a value with a few fields, so that a few lines (``register_arm``) replace the paper's 36
+training scripts. A study file names arms, and can change their fields (``read_arm``).
 """
 
 from collections.abc import Mapping
@@ -146,14 +145,12 @@ class Arm:
             schedule; for schedules that end at zero.
         warmup_share: instead of the recipe's warm-up, one over this share of the arm; 0 for none.
         epoch: for the start ``rewound``, the epoch after which the weights were saved.
-        epoch_share: instead of ``epoch``, a share of the unpruned network's epochs (see
-            ``within``).
+        epoch_share: the same as a share of the unpruned network's epochs (see ``within``).
         objective: the training objective, if it is not the recipe's; one with a teacher
             (``distillation``) learns from the trained unpruned network.
         schedule_epoch: the epoch of the ``full`` schedule at which the arm starts, in the schedule
             and in the order of images; by default the ``epoch`` of the weights, or the beginning.
-        schedule_share: instead of ``schedule_epoch``, a share of the unpruned network's epochs,
-            rounded down.
+        schedule_share: the same as a share of the unpruned network's epochs, rounded down.
         treatment: the name of a method whose treatment is applied while the arm trains.
         strength: the strength of that treatment; by default the method's own.
         trial_of: the name of the tuned arm of which this is a trial, if any (``jobs.trials``).

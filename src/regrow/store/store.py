@@ -15,8 +15,7 @@ A record is complete or absent: it is written under ``running/<key>``, synced, a
 place by one rename; the first writer wins. A lock expires with its process, or, if that is on
 another machine, after a minute without a sign of life; the checkpoint stays for the next process
 that claims the job. Records are canonical JSON. Times, machine and versions are only in the field
-"timing", so that apart from it the same job gives the same bytes wherever and however often it is
-run.
+"timing", so that otherwise a job gives the same bytes wherever and however often it is run.
 
 Each file contains a digest of its content and key (``core.digests``), which is checked on reading;
 a mismatch is ``Damaged``. A record's digest covers its times, so it is in "timing" as well; the
@@ -76,8 +75,7 @@ Status = Literal["done", "failed", "running", "missing"]
 class Snapshot:
     """The keys of a store by state, from one scan; no key is in two sets.
 
-    ``damaged`` maps keys to what is wrong with their files, if these were read; such jobs count as
-    missing.
+    ``damaged`` maps keys to what is wrong with their files, if read; such jobs count as missing.
     """
 
     done: frozenset[str]
@@ -184,8 +182,7 @@ class Store:
     def tensors(self, key: str, part: str = MAIN) -> dict[str, "Tensor"]:
         """Read one part of a record's tensors (see ``part_of``); empty if it has none.
 
-        Raises ``Damaged`` if they are not those stored with the record, and ``Removed`` if they
-        were removed to save space.
+        Raises ``Damaged`` if they are not those stored with the record, ``Removed`` if removed.
         """
         return part_of(self._all_tensors(key), part)
 
@@ -285,8 +282,7 @@ class Store:
     def set_aside(self, key: str, spec: Mapping[str, Any]) -> Path | None:
         """Move a job's damaged record or failure to ``damaged/``, so that the job can run again.
 
-        Returns the new place, or None if nothing is damaged any more, or another process is running
-        the job.
+        Returns the new place, or None if it is sound by now or another process is running the job.
         """
         with self.claim(key) as workspace:
             if workspace is None or self.problem(key, spec) is None:
@@ -371,10 +367,7 @@ class Store:
         traceback: str = "",
         may_pass: bool = False,
     ) -> None:
-        """Store why a job failed, replacing an earlier failure.
-
-        ``may_pass``: the cause may be temporary, so that other processes may try the job.
-        """
+        """Store why a job failed, replacing an earlier failure; ``may_pass``: others may retry."""
         failure: dict[str, Any] = {"key": key, "spec": spec, "message": message}
         failure |= {"traceback": traceback} | ({"may_pass": True} if may_pass else {})
         file = self._failure(key)
