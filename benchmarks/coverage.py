@@ -25,24 +25,26 @@ LARGE = 1e6  # parameters; the peak memory of smaller networks is mostly Python'
 HEAD = """\
 # Network coverage: what regrow can prune
 
-Written by `benchmarks/coverage.py` from {num} networks with random weights, of which every second
-unit of every group is cut: measured {dates} at {commits}, torch {torch}, one thread, {machine}.
+Written by `benchmarks/coverage.py` from {num} networks with random weights, cut to half their
+width: every second unit of every group is removed. Measured {dates} at {commits}, torch {torch},
+one thread, {machine}.
 
 - *exact*: the cut network equals the original with zeros in the removed parameters (float64, within
   1e-6 of the output). This is checked without regrow's records, in a copy with new values, all
   different: the remaining values show which were removed. *unmatched*: they do not show it.
   *nothing*: nothing can be cut.
-- *error*, *moves*: from `verify`, the largest error, and the change of the output by the group that
-  affects it least. *unproven*: `verify` fails, so regrow would refuse to cut.
-- *goes*: the share of the parameters that is removed at half the width.
+- *error*, *least effect*: from `verify`, the largest error, and the change of the output by the
+  group that affects it least, both relative to the output. *unproven*: `verify` fails, so regrow
+  would refuse to cut.
+- *removed*: the share of the parameters that is removed at half the width.
 - *attention*, *feed-forward*: how many of a network's attentions (products of probabilities and
   values) read fewer values afterwards, and how many of its feed-forward layers (by their names)
   are narrower, with totals. An attention with a single head cannot lose one and is counted as
-  "+ 1 single"; a cut of its width shows in *goes*.
+  "+ 1 single"; a cut of its width shows in *removed*.
 - *trace s*, *shrink s*: seconds of CPU time.
-- *beyond*: peak memory beyond that of one forward pass, as a multiple of the size of the network's
-  parameters, for networks with over a million parameters.
-- *whole*: reasons why parameters cannot be pruned, with the share of the parameters for each.
+- *extra memory*: peak memory beyond that of one forward pass, as a multiple of the size of the
+  network's parameters, for networks with over a million parameters.
+- *not pruned*: reasons why parameters cannot be pruned, with the share of the parameters for each.
 """
 
 # Found by hand: why some networks keep all heads, which the table of reasons cannot express.
@@ -110,15 +112,16 @@ def _families(lines: Sequence[harness.Line]) -> list[str]:
 
 def _summary(lines: Sequence[harness.Line]) -> str:
     rows = [
-        "| networks | number | exact | otherwise | goes (median) |", "|---|--:|--:|---|--:|",
-    ]  # fmt: skip
+        "| networks | number | exact | other outcomes | removed (median) |",
+        "|---|--:|--:|---|--:|",
+    ]
     for family in _families(lines):
         own = [line for line in lines if _family(line) == family]
         outcomes = Counter(line["outcome"] for line in own)
         exact = outcomes.pop("exact", 0)
         others = ", ".join(f"{name} {num}" for name, num in outcomes.most_common()) or "-"
-        goes = [line["share"] for line in own if "share" in line]
-        middle = f"{median(goes):.2f}" if goes else "-"
+        removed = [line["share"] for line in own if "share" in line]
+        middle = f"{median(removed):.2f}" if removed else "-"
         rows.append(f"| {family} | {len(own)} | {exact} | {others} | {middle} |")
     return "\n".join([*rows, ""])
 
@@ -156,7 +159,7 @@ def _reasons(lines: Sequence[harness.Line]) -> str:
         for reason, share in line.get("whole", ()):
             reasons[_kind(reason)] += share
     rows = [
-        "| what stays whole, over all networks | sum of the shares |", "|---|--:|",
+        "| reason, over all networks | sum of the shares not pruned |", "|---|--:|",
         *(f"| {reason} | {share:.2f} |" for reason, share in reasons.most_common(25)), "",
     ]  # fmt: skip
     return "\n".join(rows)
@@ -169,8 +172,8 @@ def _kind(reason: str) -> str:
 
 def _table(lines: Sequence[harness.Line]) -> str:
     rows = [
-        "| network | outcome | error | moves | goes | attention | feed-forward | trace s "
-        "| shrink s | beyond | whole |",
+        "| network | outcome | error | least effect | removed | attention | feed-forward | trace s "
+        "| shrink s | extra memory | not pruned |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for line in lines:

@@ -44,8 +44,8 @@ OUTCOMES = {
     "nothing": "nothing that affects the output was cut",
     "unmatched": "the remaining values do not show what was removed",
 }
-GOES = (
-    "- *goes* (removed share of the parameters), *seconds* (CPU time to trace and cut): over the "
+REMOVED = (
+    "- *removed* (share of the parameters), *seconds* (CPU time to trace and cut): over the "
     "networks that are exact."
 )
 TIMED = (
@@ -119,7 +119,7 @@ def _outcomes(lines: Sequence[harness.Line]) -> list[str]:
     met = {line["outcome"] for line in lines}
     shown = [outcome for outcome in OUTCOMES if outcome in met]
     rows = [
-        f"| networks | tool | {' | '.join(shown)} | goes (median) | seconds |",
+        f"| networks | tool | {' | '.join(shown)} | removed (median) | seconds |",
         f"|---|---|{'--:|' * (len(shown) + 2)}",
     ]
     families = list(dict.fromkeys(map(_family, lines)))
@@ -129,12 +129,12 @@ def _outcomes(lines: Sequence[harness.Line]) -> list[str]:
             of_tool = [line for line in own if line["tool"] == tool]
             num = Counter(line["outcome"] for line in of_tool)
             exact = [line for line in of_tool if line["outcome"] == "exact"]
-            goes = f"{median([line['share'] for line in exact]):.2f}" if exact else "-"
+            removed = f"{median([line['share'] for line in exact]):.2f}" if exact else "-"
             took = sum(line["trace_seconds"] + line["shrink_seconds"] for line in exact)
             cells = [str(num[outcome]) for outcome in shown]
-            rows.append(f"| {name} | {tool} | {' | '.join(cells)} | {goes} | {took:.1f} |")
+            rows.append(f"| {name} | {tool} | {' | '.join(cells)} | {removed} | {took:.1f} |")
     words = [f"- *{outcome}*: {OUTCOMES[outcome]}." for outcome in shown]
-    return [*words, GOES, "", *rows]
+    return [*words, REMOVED, "", *rows]
 
 
 def _times(lines: Sequence[harness.Line], seconds: Seconds) -> list[str]:
