@@ -187,7 +187,7 @@ def one(name: str, tool: str) -> Line:
         row |= {"outcome": "memory"}
     except Exception as error:
         short = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
-        memory = "allocate memory" in str(error)
+        memory = "allocate memory" in str(error) or "bad_alloc" in str(error)
         told = isinstance(error, RegrowError)
         outcome = "memory" if memory else "refused" if told else "crash"
         row |= {"outcome": outcome, "message": short, "where": _where(error)}
