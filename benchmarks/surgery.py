@@ -60,7 +60,7 @@ HEAD = """\
 
 Written by `benchmarks/surgery.py` from {num} networks with random weights, which both tools cut to
 half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {dates}, torch
-{torch}, one thread, {machine}, at most {limit:g} s of a processor for a network with each tool
+{torch}, one thread, {machine}, at most {limit:g} s of CPU time for each network and tool
 (`--seconds`; the same command resumes where it was stopped). Both tools are judged by the same
 check, which uses no record of theirs: a copy with new parameter values is cut, and compared in
 float64 with the same copy, uncut, with zeros in the removed parameters. Torch-Pruning is told which
