@@ -181,7 +181,7 @@ def test_a_network_that_cannot_be_had_or_run(
 CUTS = [  # the network, what is asked for, and the message
     ("Random", HALF, "'a' ('aten::bernoulli_' cannot be followed)"),
     ("Counts", HALF, "Such a network cannot be compared"),
-    ("Chooses", HALF, "code counts on how many there are (with 5 of 8 it computes something else"),
+    ("Chooses", HALF, "code depends on their number (with 5 of 8 it computes something else"),
     ("Branches", HALF, "fails on an input that the uncut one accepts: Given groups=1, weight"),
     ("Empty", HALF, "channels and heads of every kind (scope all), and this network has none"),
     ("Blank", HALF, "gave scores for 'a' that are not all finite. Check that its weights"),

@@ -376,9 +376,9 @@ def test_numbers_that_are_no_widths_stay_as_they_are() -> None:
 
 def test_parts_of_unequal_sizes_and_numbers_in_code_are_kept_whole() -> None:
     unequal = trace(Tokens(nn.Identity(), lambda m, x: x[..., :5].mean(-1, True) * x, 12), TOKENS)
-    assert "'slice' divides it at fixed places" in unequal.whole["embed"]
+    assert "'slice' divides it at fixed positions" in unequal.whole["embed"]
     fixed = trace(Tokens(nn.Identity(), lambda m, x: x[..., :6] * x[..., 6:], 6), TOKENS)
-    assert "the network's own code counts on how many there are" in fixed.whole["embed"]
+    assert "the network's own code depends on their number" in fixed.whole["embed"]
 
 
 class Fixed(nn.Module):

@@ -105,9 +105,7 @@ def test_code_that_takes_its_width_as_a_number_is_named(monkeypatch: pytest.Monk
     net = ByWidth()
     found = trace(net, SHAPE)
     assert set(found.groups) == {"a", "c"}
-    assert (
-        "counts on how many there are (with 5 of 8 it computes something else" in found.whole["b"]
-    )
+    assert "depends on their number (with 5 of 8 it computes something else" in found.whole["b"]
     monkeypatch.setattr(trial.Trials, "wrong", lambda *_: None)
     found = trace(net, SHAPE)
     result = verify(net, half(found), found)

@@ -115,7 +115,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
     add(
         "grouped convolution of the input",
         Net(lambda m, x: m.out(r(m.g(x))), g=conv(3, 6, groups=3), out=conv(6, 2)),
-        {}, {"g": "it meets data that is kept whole: the network's input", **out},
+        {}, {"g": "it is combined with data that is kept whole: the network's input", **out},
     )  # fmt: skip
     add(
         "group norms",
@@ -210,7 +210,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
                 a=nn.Linear(192, 8), b=nn.Linear(8, 12, bias=False), n=nn.BatchNorm1d(6),
                 out=nn.Linear(12, 2)),
             "p", torch.randn(3)), "q", torch.randn(3)),
-        {"a": 8, "b": 12}, {"n.weight": "took no part", "n.bias": "took no part", **out},
+        {"a": 8, "b": 12}, {"n.weight": "not used", "n.bias": "not used", **out},
     )  # fmt: skip
     add(
         "position table that is cut to size, and turned",
@@ -231,7 +231,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         Net(lambda m, x: m.out(m.a(x) * torch.ones(8, 1, 1) + m.a.weight.new_zeros(8, 8, 8))
             + m.end(m.b(x) + torch.arange(6.0)[:, None, None]),
             a=conv(3, 8), b=conv(3, 6), out=conv(8, 2), end=conv(6, 2)),
-        {}, {"a": "code counts on", "b": "constant of fixed width", "end": "output", **out},
+        {}, {"a": "code depends on", "b": "constant of fixed width", "end": "output", **out},
     )  # fmt: skip
     add(
         "as many ones as there are channels, shared by two layers",
@@ -250,13 +250,13 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         "slices",
         Net(lambda m, x: (lambda y: m.out(r(y[:, :4] - y[:, 4:])))(m.a(x)),
             a=conv(3, 8), out=conv(4, 2)),
-        {}, {"a": "code counts on how many there are", **out},
+        {}, {"a": "code depends on their number", **out},
     )  # fmt: skip
     add(
         "channel shuffle by view and transposition",
         Net(lambda m, x: m.out(r(m.a(x)).view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)),
             a=conv(3, 8), out=conv(8, 2)),
-        {}, {"a": "code counts on how many there are", **out},
+        {}, {"a": "code depends on their number", **out},
     )  # fmt: skip
     add(
         "channel shuffle by index",
@@ -394,14 +394,14 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         with_parameter(with_parameter(_transformer(), "cls", torch.randn(1, 1, 8)),
                        "positions", torch.randn(1, 65, 8)),
         {"embed": 8, "up": 12},
-        {**dict.fromkeys("qkv", "code counts on how many there are"), **out},
+        {**dict.fromkeys("qkv", "code depends on their number"), **out},
     )  # fmt: skip
     add(
         "attention whose inner width is that of the tokens",
         Net(_attention, embed=nn.Linear(3, 8), n=nn.LayerNorm(8), qkv=nn.Linear(8, 24),
             p=nn.Linear(8, 8), out=nn.Linear(8, 2)),
         {},
-        {**dict.fromkeys(("embed", "n", "p"), "code counts"), "qkv": "scale of attention", **out},
+        {**dict.fromkeys(("embed", "n", "p"), "code depends"), "qkv": "scale of attention", **out},
     )  # fmt: skip
     add(
         "tokens",
@@ -423,7 +423,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
                           )(m.a(x)),
             a=conv(3, 8), n=nn.BatchNorm2d(8), l=nn.LayerNorm([8, 8, 8]), f=nn.Linear(512, 2),
             out=conv(8, 2)),
-        {}, {**dict.fromkeys("anl", "code counts on"), "f": "output", **out},
+        {}, {**dict.fromkeys("anl", "code depends on"), "f": "output", **out},
     )  # fmt: skip
     add(
         "padding with ones",
@@ -622,9 +622,9 @@ SLOW = {
 }
 REASONS = (
     "network's output",
-    "meets data that is kept whole",
+    "is combined with data that is kept whole",
     "new_zeros' cannot be followed",  # the shifted windows of a Swin
-    "the network's own code counts on how many there are",
+    "the network's own code depends on their number",
 )
 
 
@@ -658,7 +658,7 @@ def test_layers_that_only_train_are_not_forgotten() -> None:
     assert found.idle == ("aux.weight", "aux.bias")
     assert not found.groups
     assert "(with 5 of 8 it does not run in training: Given groups=1" in found.whole["a"]
-    assert found.whole["aux"] == "it took no part when the network ran on the example"
+    assert found.whole["aux"] == "it was not used when the network ran on the example"
 
 
 def _with_auxiliary(m: Any, x: Tensor) -> Tensor:
@@ -679,7 +679,7 @@ def test_code_that_fixes_a_number_of_channels_is_no_group_and_is_named() -> None
     )
     found = trace(net, SHAPE)
     assert list(found.groups) == ["a"]
-    assert "counts on how many there are (with 5 of 8 it does not run: shape" in found.whole["b"]
+    assert "depends on their number (with 5 of 8 it does not run: shape" in found.whole["b"]
     free = Net(lambda m, x: m.out(F.adaptive_avg_pool2d(m.b(m.a(x)), 1).flatten(1)))
     free._modules = net._modules
     with pytest.raises(TraceError, match=r"does not run: shape.*fixes a number of channels"):

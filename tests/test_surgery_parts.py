@@ -149,7 +149,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]]
     "sizes in code": (
         Constants,
         {"some": 3},
-        {"make": "'split_with_sizes' divides it at fixed places", "mix": "fixed places", **OUT},
+        {
+            "make": "'split_with_sizes' divides it at fixed positions",
+            "mix": "fixed positions",
+            **OUT,
+        },
     ),
     "method": (ByMethod, {"make": 9}, OUT),
     "zeros in a bias": (lambda: Written(0.0), {"make": 4}, OUT),
@@ -253,7 +257,7 @@ def test_groups_that_cannot_go_to_half_are_not_offered(monkeypatch: pytest.Monke
     monkeypatch.setattr(Followed, "are_compared", True)
     found = trace(widened(), (1, 8, 3))
     assert "2.widen" not in found.groups
-    assert "counts on how many there are (with 8 of 16 it does not run" in found.whole["2.fc"]
+    assert "depends on their number (with 8 of 16 it does not run" in found.whole["2.fc"]
 
 
 class Beside(nn.Module):

@@ -345,7 +345,7 @@ def test_bias_that_hangs_on_the_number_of_heads_keeps_them_whole() -> None:
     slopes = torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1)
     found = trace(Net(lambda m, x: added_at_once(m.part, x, slopes), part=Heads()), TOKENS)
     assert groups(found) == {"embed": ("stream", 12)}
-    assert "it meets data that is kept whole" in found.whole["part.q"]
+    assert "it is combined with data that is kept whole" in found.whole["part.q"]
 
 
 def test_number_that_equals_a_width_by_chance_stays() -> None:

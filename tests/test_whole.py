@@ -254,13 +254,13 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     "sum with a sum of those": (
         lambda: Net(lambda m, x: m.out(m.b(m.a(x)) + (m.p(m.a(x)[:, :6]) * 2).relu()),
                     a=conv(3, 8), b=conv(8, 6), p=Cumulated(), out=conv(6, 2)),
-        {}, {"a": "", "b": "it meets data that is kept whole: the result of 'aten::slice'"},
+        {}, {"a": "", "b": "combined with data that is kept whole: the result of 'aten::slice'"},
     ),
     "token of its own": (
         lambda: Net(lambda m, x: m.out(torch.cat([m.cls.expand(len(x), -1, -1),
                                                   m.a(x).flatten(2).transpose(1, 2)], 2).mean(1)),
                     a=conv(3, 8), cls=parameter(1, 64, 4), out=nn.Linear(12, 2)),
-        {"a": 8}, {"cls": "no layer makes the channels"},
+        {"a": 8}, {"cls": "no layer produces the channels"},
     ),
     "list of parameters": (
         lambda: Net(lambda m, x: m.out(F.conv2d(F.conv2d(x, m.w[0]).relu(), m.w[1]) * m.w[2]),
@@ -295,12 +295,12 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     "weight detached": (
         lambda: Net(lambda m, x: m.out(F.conv2d(x, m.a.weight.detach())), a=conv(3, 8),
                     out=conv(8, 2)),
-        {"a": 8}, {"a.bias": "took no part"},
+        {"a": 8}, {"a.bias": "not used"},
     ),
     "convolution shared by blocks": (shared_blocks, {"a": 8}, {}),
     "layer that is never used": (
         lambda: Net(lambda m, x: m.out(m.a(x)), a=conv(3, 8), b=conv(8, 8), out=conv(8, 2)),
-        {"a": 8}, {"b": "took no part when the network ran on the example"},
+        {"a": 8}, {"b": "was not used when the network ran on the example"},
     ),
     "a view to a fixed width": (
         lambda: chain(nn.Sequential(conv(3, 8), nn.Unflatten(1, (8, 1)), nn.Flatten(1, 2))),
@@ -457,5 +457,8 @@ def test_data_that_is_kept_whole_is_named_where_only_an_operation_is_known() -> 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 16), Experts(), nn.Linear(16, 4)).eval()
     reasons = trace(net, torch.randn(5, 8)).whole
-    assert reasons["0"] == "it meets data that is kept whole: an input of 'aten::bmm' in '1'"
+    assert (
+        reasons["0"]
+        == "it is combined with data that is kept whole: an input of 'aten::bmm' in '1'"
+    )
     assert not [r for r in reasons.values() if r.endswith(("kept whole", ": "))]

@@ -13,7 +13,7 @@ from regrow.surgery.likeness import Unlike
 from regrow.surgery.numbers import Attribute, Choice, Number
 from regrow.surgery.trial import Trials
 
-COUNTED = "the network's own code counts on how many there are"
+COUNTED = "the network's own code depends on their number"
 MOST_TRIES = 24
 MOST_STARTS = 3
 

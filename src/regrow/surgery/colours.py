@@ -156,7 +156,9 @@ class Colours:
         if bool(whole.any()):
             origin = self.origin()
             more = f": {origin}" if origin else ""
-            self.freeze(torch.maximum(a, b)[whole], f"it meets data that is kept whole{more}")
+            self.freeze(
+                torch.maximum(a, b)[whole], f"it is combined with data that is kept whole{more}"
+            )
         return torch.where(whole, WHOLE, torch.where(a == ZERO, b, a))
 
     def roots(self, ids: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
             operands[place] = replace(operand, paint=paint)
             result = replace(result, ids=painter.unite(result.ids, paint.ids))
         else:
-            painter.keep_whole(result, node, "it meets a constant of fixed width")
+            painter.keep_whole(result, node, "it is combined with a constant of fixed width")
     return result, operands
 
 

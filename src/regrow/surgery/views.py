@@ -113,7 +113,7 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
         if dim not in source.coloured_dims():
             continue
         size = _part(painter, node, dim)
-        why = f"'{node.name.removeprefix('aten::')}' divides it at fixed places"
+        why = f"'{node.name.removeprefix('aten::')}' divides it at fixed positions"
         unequal = size is None or node.name == "aten::split_with_sizes"
         of_data = painter.laid(node.args[0]) is None
         if unequal and of_data and _follow_numbers(painter, node, source, dim, why=why):

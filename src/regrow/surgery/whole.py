@@ -11,10 +11,10 @@ from regrow.surgery.painter import Painter
 from regrow.surgery.tape import Tape, narrows
 
 COMPILED = "torch.jit compiled it, and compiled code cannot be cut: trace the original network"
-IDLE = "it took no part when the network ran on the example"
+IDLE = "it was not used when the network ran on the example"
 NUMBER = "it is one number, which belongs to no channel"
 ENTERED = "its input is kept whole"
-UNMADE = "no layer makes the channels that it belongs to"
+UNMADE = "no layer produces the channels that it belongs to"
 PARAMETRIZED = ".parametrizations."
 
 
