@@ -67,7 +67,7 @@ def test_the_largest_budget_that_fits_is_taken() -> None:
     assert fit(unpruned, epochs=100, hours=1.0, workers=2).epochs == 100
     assert str(found) == (
         "Budget: 10 of 100 epochs, 10 % of the recipes' own, the largest that fits into 0.17 "
-        f"hours: expected were 10 minutes with 1 worker, on {found.date}."
+        f"hours: 10 minutes with 1 worker expected on {found.date}."
     )
 
 

@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from regrow.core.digests import sealed
 from regrow.store import Store
+from regrow.studies import job_list
 from regrow.studies.job_list import Planned, plans, recall, remember
 
 PLANNED = Planned(name="n", title="t", labels={"k": "label"}, specs={"k": {"seed": 0}})
@@ -28,6 +30,21 @@ def test_what_was_remembered_of_a_study_is_recalled(tmp_path: Path, study: Path)
     assert recall(store, study) is None
     remember(store, study, PLANNED)
     assert recall(store, study) == PLANNED
+
+
+def test_nothing_is_recalled_after_another_version_of_an_extension_was_installed(
+    tmp_path: Path, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(version: str) -> None:
+        point = SimpleNamespace(name="mine", value="mine", dist=SimpleNamespace(version=version))
+        monkeypatch.setattr(job_list, "entry_points", lambda group: [point])
+
+    store = Store.open(tmp_path / "store")
+    install("1.0")
+    remember(store, study, PLANNED)
+    assert recall(store, study) == PLANNED
+    install("1.1")
+    assert recall(store, study) is None
 
 
 def test_nothing_is_recalled_of_a_study_or_of_data_that_changed(

@@ -396,6 +396,15 @@ def test_two_data_sets_in_one_folder_are_refused(voc: Path) -> None:
         read(voc)
 
 
+def test_trainval_without_val_is_trained_on_where_no_other_list_is_there(voc: Path) -> None:
+    lists = voc / "VOC2007" / "ImageSets" / "Main"
+    (lists / "test.txt").unlink()
+    (lists / "val.txt").write_text("b\n")
+    found = read(voc)
+    assert sorted(found.names) == ["a", "c"]
+    assert len(found.data.test) == 1
+
+
 def test_a_folder_without_lists_is_refused(voc: Path) -> None:
     (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
     with pytest.raises(DataError, match=r"to test on \(test.txt or val.txt\). Got trainval.txt"):

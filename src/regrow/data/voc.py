@@ -70,8 +70,8 @@ def voc(spec: DataSpec) -> Boxes:
     """Read a folder in the layout of PASCAL VOC: images of any sizes, with boxes.
 
     If images of ``test`` are annotated, it is the test split, and ``trainval`` (or ``train`` and
-    ``val``) is trained on. Otherwise ``train`` is trained on and ``val`` is the test split. All
-    files are checked.
+    ``val``) is trained on. Otherwise ``train`` (or ``trainval`` without ``val``) is trained on and
+    ``val`` is the test split. All files are checked.
     """
     layout = _find(spec)
     left_out: list[str] = []
@@ -126,6 +126,9 @@ def _find(spec: DataSpec) -> _Layout:
         lists["test"] = ()
     both = lists["trainval"] or tuple(dict.fromkeys(lists["train"] + lists["val"]))
     train, test = (both, lists["test"]) if lists["test"] else (lists["train"], lists["val"])
+    if not train:
+        held_out = {*test}
+        train = tuple(name for name in lists["trainval"] if name not in held_out)
     if not train or not test:
         raise DataError(
             f"{root / 'ImageSets' / 'Main'}: expected lists of images to train on (trainval.txt or "

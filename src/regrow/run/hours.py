@@ -106,7 +106,7 @@ class Fit:
 
     def __str__(self) -> str:
         time = f"{in_words(self.seconds)} with {_in_number(self.workers)}"
-        expected = f"expected were {time}, on {self.date}"
+        expected = f"{time} expected on {self.date}"
         if self.epochs == self.of:
             return (
                 f"The recipes' own epochs (the longest asked for has {self.of}) fit into "

@@ -1,8 +1,9 @@
 """The jobs of a study that `run` expanded, kept in the store so that `status` needs no PyTorch.
 
 Their name in the store is a digest of what the expansion depends on: the study's text, replaced
-data sets, the files given by ``--with``, the names of installed extensions, and the names, sizes
-and times of this package's code, of local files that the study names, and of data sets' folders.
+data sets, the files given by ``--with``, the names and versions of installed extensions, and the
+names, sizes and times of this package's code, of local files that the study names, and of data
+sets' folders.
 """
 
 import hashlib
@@ -116,7 +117,9 @@ def _identity(study: Path, data: Mapping[str, str]) -> str | None:
             *(f"{name}={replacement}" for name, replacement in sorted(data.items())),
             *(hashlib.sha256(file.read_bytes()).hexdigest() for file in loaded_files()),
             *sorted(
-                f"{e.name} {e.value}" for group in EXTENSIONS for e in entry_points(group=group)
+                f"{e.name} {e.value} {e.dist.version if e.dist else ''}"
+                for group in EXTENSIONS
+                for e in entry_points(group=group)
             ),
             *_states(PACKAGE, "*.py"),
             os.environ.get("REGROW_DATA", ""),
