@@ -87,6 +87,22 @@ def by_segments(m: Any, y: Tensor, x: Tensor) -> Tensor:
     return torch.segment_reduce(y[0], "mean", lengths=torch.tensor([2, 4]), axis=0)
 
 
+def none_found(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Add the best tokens above a score that no token reaches, as a detector looks for objects."""
+    scores = m.score(y)[0, :, 0]
+    places = torch.where(scores > 1e9)[0]
+    best = places[scores[places].topk(min(2, len(places)))[1]]
+    return y + y[0][best].sum(0)
+
+
+def none_to_classify(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Add a score of tokens that are looked for, and of which there are none."""
+    found = y[0][torch.where(m.score(y)[0, :, 0] > 1e9)[0]]
+    turned = found.unsqueeze(0).transpose(0, 1).flatten(1)
+    added: Tensor = m.head(turned[:, None].select(1, 0)).sum(0)
+    return y + added
+
+
 # Name -> what is between two layers, what it needs, the groups, and why 'a' is whole, or "".
 KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], str]] = {
     "a token that is looked for": (
@@ -115,6 +131,12 @@ KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], st
         experts,
         {"up": nn.Parameter(torch.randn(2, 5, 8)), "down": nn.Parameter(torch.randn(2, 8, 5))},
         {"a": 8, "up": 5}, "",
+    ),
+    "objects of which none is found": (
+        none_found, {"score": nn.Linear(8, 1)}, {"a": 8}, "",
+    ),
+    "objects to classify of which none is found": (
+        none_to_classify, {"score": nn.Linear(8, 1), "head": nn.Linear(8, 8)}, {"a": 8}, "",
     ),
     "product of two": (
         lambda m, y, x: torch.mm(y[0], m.b(x)[0].t()) @ torch.ones(6, 8),

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regrow.surgery.colours import WHOLE, Paint, paint, spread
+from regrow.surgery.colours import WHOLE, ZERO, Paint, paint, spread
 from regrow.surgery.operators import CHOICES, MOVES, SLICES, SPLITS, VIEWS
 from regrow.surgery.parameters import equal_parts
 from regrow.surgery.rules import rule
@@ -32,23 +33,49 @@ if TYPE_CHECKING:
 @rule(*MOVES)
 def _move(painter: Painter, node: Node) -> None:
     """Run an operation that only moves data on the colours themselves."""
-    data, *rest = node.args
+    data = node.args[0]
     if any(painter.is_painted(Ref(index)) for index in node.refs()[1:]):
         painter.unknown(node)  # what is moved where depends on the data
         return
     source = painter.of(data)
     if node.module not in painter.movers and node.name in CHOICES:
         source = _keep_what_is_chosen(painter, node, source)
-    if node.name in VIEWS:
-        result: Any = _reshaped(source, painter.shape(node.outputs[0]))
-    elif node.name == "aten::roll" and len(rest) > 1 and rest[1]:
-        result = node.op(source.ids, *rest).expand(source.shape)
-    else:
-        indices = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, rest)
-        result = node.op(source.full(), *indices, **node.kwargs)
-    for output, ids in zip(node.outputs, tree_leaves(result), strict=True):
+    shape = source.shape
+    if 0 in shape:  # a detector that finds no objects passes on such values
+        source = replace(source, shape=_with_one(shape))
+    try:
+        moved = _moved(painter, node, source)
+    except (RuntimeError, IndexError):
+        if 0 not in shape:
+            raise
+        moved = [torch.empty(0)] * len(node.outputs)  # its arguments suit an empty value only
+    for output, ids in zip(node.outputs, moved, strict=True):
         if output is not None:
-            painter.paints[output] = paint(ids, clean=source.clean)
+            shape = painter.shape(output)
+            unknown = 0 in shape and ids.shape != _with_one(shape)
+            found = _nothing(shape) if unknown else paint(ids, clean=source.clean)
+            painter.paints[output] = replace(found, shape=shape)
+
+
+def _moved(painter: Painter, node: Node, source: Paint) -> list[Tensor]:
+    """Return the colours of each output of an operation that only moves data."""
+    rest = node.args[1:]
+    if node.name in VIEWS:
+        return [_reshaped(source, _with_one(painter.shape(node.outputs[0])))]
+    if node.name == "aten::roll" and len(rest) > 1 and rest[1]:
+        return [node.op(source.ids, *rest).expand(source.shape)]
+    indices = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, rest)
+    return tree_leaves(node.op(source.full(), *indices, **node.kwargs))
+
+
+def _with_one(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape with 1 for each size of 0."""
+    return tuple(max(size, 1) for size in shape)
+
+
+def _nothing(shape: tuple[int, ...]) -> Paint:
+    """Return the colours of an empty value: none."""
+    return Paint(torch.full((1,) * len(shape), ZERO), shape)
 
 
 def _reshaped(source: Paint, shape: tuple[int, ...]) -> Tensor:
@@ -56,8 +83,8 @@ def _reshaped(source: Paint, shape: tuple[int, ...]) -> Tensor:
 
     So a window of a map is cut out without storing the colour of each of its positions.
     """
-    if 0 in shape:
-        return source.full().reshape(shape)
+    if math.prod(shape) != math.prod(source.shape):
+        raise RuntimeError(f"{source.shape} cannot be reshaped to {shape}")  # of an empty value
     before: list[int] = []
     after: list[int] = []
     while len(before) < len(source.shape) or len(after) < len(shape):
