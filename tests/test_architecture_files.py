@@ -151,7 +151,7 @@ CONV = ("cuts", 0, "features.conv1")
 @pytest.mark.parametrize(
     ("path", "to", "message"),
     [
-        (("format",), 2, "has format 2, and this regrow reads 1. Use the regrow that wrote it"),
+        (("format",), 2, "has format 2, and this regrow reads 1. Use the version of"),
         (("shape",), None, "This architecture is damaged"),
         (("model",), None, "This architecture is damaged"),
         (("model",), {"nane": "vgg"}, "This architecture is damaged"),

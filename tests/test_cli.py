@@ -142,7 +142,7 @@ def test_store_of_another_version(command: Command, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "store.json").write_text('{"format": 99}')
     for verb in ("run", "plan", "status", "report"):
-        refused(command(verb, "study.yaml", "--store", "old"), "format 99.*Use the regrow that")
+        refused(command(verb, "study.yaml", "--store", "old"), "format 99.*Use the version of")
 
 
 @pytest.mark.parametrize("verb", ["run", "plan", "status", "report"])
@@ -463,7 +463,7 @@ def test_failing_job_leaves_the_others_and_is_tried_again(command: Command, tmp_
     assert result.code == 1
     assert "4 of 5" in result.out
     assert re.search(r"FAILED tiny VGG shaky 0.5 prune seed \d: .*the ground shook", result.err)
-    assert re.search(r"13 jobs done in .*; 1 FAILED and 1 not begun .* of 15 jobs", result.err)
+    assert re.search(r"13 jobs done in .*; 1 FAILED and 1 not started .* of 15 jobs", result.err)
     page = (tmp_path / "regrow-report" / "tiny" / "report.md").read_text()
     assert "ValueError: the ground shook" in page
     assert "4/5" in page or "4 of 5" in page

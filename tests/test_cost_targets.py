@@ -149,7 +149,7 @@ def _error(model: nn.Module, found: Trace) -> ConfigError:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"macs": 1.5}, r"macs is the share .* between 0 and 1. Got 1.5"),
+        ({"macs": 1.5}, r"macs is the largest share .* between 0 and 1. Got 1.5"),
         ({"macs": "half"}, "Got 'half'"),
         ({"macs": 0.5, "sparsity": 0.5}, "one of sparsity and macs, not several"),
         ({"macs": 0.5, "parameters": 0.5}, "one of macs and parameters"),

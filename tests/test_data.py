@@ -216,7 +216,7 @@ def test_size_resizes_and_crops_the_centre(registered: dict[str, Raw]) -> None:
 
 def test_a_size_without_room_is_refused_before_it_is_made(registered: dict[str, Raw]) -> None:
     registered["raw"] = halves()
-    with pytest.raises(ConfigError, match=r"at 'size' 4096 its images need 1.5 GB, and 'mem"):
+    with pytest.raises(ConfigError, match=r"with 'size' 4096 its images need 1.5 GB, and 'mem"):
         load(DataSpec("under-test", size=4096, memory_limit_bytes=10**9))
 
 

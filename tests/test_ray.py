@@ -614,7 +614,7 @@ def test_a_cluster_whose_workers_do_not_answer_is_a_clear_error(
         monkeypatch.setenv(on_ray.AUTH_MODE, mode)
     for address in ("head:1", None):
         where = address or "this machine"
-        with pytest.raises(ConfigError, match=rf"at {where} takes .* answered within 120") as e:
+        with pytest.raises(ConfigError, match=rf"at {where} accepts .* answered within 120") as e:
             on_ray.connect(address)
         assert ("=token is set here" in str(e.value)) == (mode == "token")
     assert calls == ["init head:1", "shutdown", "init auto", "shutdown"]

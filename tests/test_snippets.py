@@ -101,11 +101,22 @@ def build(classes=10, width=8, in_channels=1):
 """
 
 
+PRUNE = """
+from torch.nn.utils import prune
+
+class MyMethod(prune.L1Unstructured):
+    def __init__(self, amount, steps=1):
+        super().__init__(amount)
+"""
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_registries: None) -> Path:
     """Return a folder with the files that pages speak of."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "my_prune.py").write_text(PRUNE)
+    save_file({"0.weight": torch.tensor([True, False])}, tmp_path / "masks.safetensors")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(MINE))
     space: dict[str, Any] = {}
     exec(NETS, space)

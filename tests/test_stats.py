@@ -189,7 +189,7 @@ def test_seeds_to_settle_agree_with_the_exact_power_of_the_t_test() -> None:
 
 
 def test_pairs_must_be_pairs() -> None:
-    with pytest.raises(ConfigError, match=r"as many values in both arms. Got 2 and 1"):
+    with pytest.raises(ConfigError, match=r"same number of values in both arms. Got 2 and 1"):
         paired([1.0, 2.0], [1.0])
     with pytest.raises(ConfigError, match="at least one value"):
         paired([], [])

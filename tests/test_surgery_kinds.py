@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]]
     "first state": (
         Remembering,
         {},
-        {"make": "initial state", "layer": "initial state", "last": "no part", **OUT},
+        {"make": "initial state", "layer": "initial state", "last": "not used", **OUT},
     ),
 }
 

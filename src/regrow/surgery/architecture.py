@@ -160,7 +160,7 @@ class Architecture:
         if value.get("format") != FORMAT:
             raise StoreError(
                 f"This architecture has format {short(value.get('format'))}, and this regrow reads "
-                f"{FORMAT}. Use the regrow that wrote it."
+                f"{FORMAT}. Use the version of regrow that wrote it."
             )
         try:
             units = value.get("units", ["channel"] * len(value["cuts"]))
