@@ -313,7 +313,7 @@ def _of_torchvision(kind: str, name: str) -> tuple[nn.Module, Any]:
     more: dict[str, Any] = {}
     if kind in ("segmentation", "detection"):
         more["weights_backbone"] = None
-    if kind == "detection" and not name.startswith("ssd"):
+    if kind == "detection" and "resnet50" in name:
         more |= {"min_size": 160, "max_size": 160}  # otherwise images are enlarged to 800 pixels
     if name in ("googlenet", "inception_v3"):
         more["init_weights"] = False
