@@ -27,7 +27,7 @@ EXAMPLE = torch.ones(1, 3, 6, 6)
         ((1, 6, 1), (1,), (6,)),
         ((1, 6, 1), (), (2, 3)),
         ((6,), (0,), (1, 2, 1, 3, 1)),
-        ((2, 0, 3), (2,), (0, 6)),
+        ((2, 1, 3), (2,), (1, 6)),
     ],
 )
 def test_colours_in_another_shape_are_those_of_every_place(

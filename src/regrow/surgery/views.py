@@ -79,11 +79,11 @@ def _nothing(shape: tuple[int, ...]) -> Paint:
 
 
 def _reshaped(source: Paint, shape: tuple[int, ...]) -> Tensor:
-    """Reshape colours, without expanding dimensions along which they do not vary.
+    """Reshape colours of a value that is not empty, without expanding where they do not vary.
 
     So a window of a map is cut out without storing the colour of each of its positions.
     """
-    if math.prod(shape) != math.prod(source.shape):
+    if 0 in shape or math.prod(shape) != math.prod(source.shape):
         raise RuntimeError(f"{source.shape} cannot be reshaped to {shape}")  # of an empty value
     before: list[int] = []
     after: list[int] = []
