@@ -68,7 +68,7 @@ def options(about: str, out: str) -> argparse.ArgumentParser:
 
 
 def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
-    """Measure what is missing, probably small networks first, and return all lines."""
+    """Measure what is missing, packages of small networks first, and return all lines."""
     start = time.monotonic()
     measured = [] if given.again else rows(given.out)
     done = {(x["network"], x["tool"]) for x in measured if x["commit"] != given.stale}
