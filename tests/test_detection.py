@@ -558,7 +558,10 @@ def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
         ({"task": "regression"}, "one of the keys 'detector'. Got the task 'regression'"),
         ({"margin": 0}, "The 'margin' must be a number above 0"),
         ({"data": {"name": "voc:x", "lable": "y"}}, "Unknown option 'lable'"),
-        ({"arms": ["unpruned"]} | {"backbone": {"arms": ["scratch-e"]}}, "on which none of the arms unpruned is built"),
+        (
+            {"arms": ["unpruned"]} | {"backbone": {"arms": ["scratch-e"]}},
+            "on which none of the arms unpruned is built",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -163,14 +163,20 @@ def test_outputs_that_show_nothing_prove_nothing() -> None:
         assert "Not proven" in str(result)
 
 
-def test_other_outputs_are_an_error() -> None:
-    one, two = torch.zeros(2), torch.zeros(3)
-    with pytest.raises(TraceError, match=r"returns something else than .*\[2\], \[2\].*\[2\]"):
-        proof.difference((one, one), one)
-    with pytest.raises(TraceError, match=r"shape \(3,\) where the network itself returns \(2,\)"):
-        proof.difference((one, two), (one, one))
-    with pytest.raises(TraceError, match="returns 'a' where the network itself returns 'b'"):
-        proof.difference((one, "a"), (one, "b"))
+@pytest.mark.parametrize(
+    ("output", "expected", "words"),
+    [
+        ((torch.zeros(2), torch.zeros(2)), torch.zeros(2), "[2], [2]) in place of [2]"),
+        (torch.zeros(3), torch.zeros(2), "shape (3,) where the network itself returns (2,)"),
+        (("a",), ("b",), "returns 'a' where the network itself returns 'b'"),
+    ],
+)
+def test_outputs_of_another_structure_are_infinitely_different(
+    output: Any, expected: Any, words: str
+) -> None:
+    assert words in str(proof.unlike(output, expected))
+    assert proof.difference(output, expected) == math.inf
+    assert proof.unlike(expected, expected) is None
 
 
 class Ids(nn.Module):
@@ -260,6 +266,44 @@ def test_a_network_that_amplifies_roundings_is_allowed_what_they_do(
         assert not result.wrong
         assert result.tolerance == 1e-9
         assert "rounding alone changes the network's output" in str(result)
+
+
+class Tied(nn.Module):
+    """Returns the numbers for which two sums in other orders are not equal, as for tied boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(192, 500), nn.Linear(500, 50)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.a(x.flatten(1)).relu())
+        return y[y @ torch.ones(50).to(y) > y.flip(1).cumsum(1)[:, -1]]
+
+
+def test_a_network_whose_shape_depends_on_roundings_cannot_be_compared() -> None:
+    net = Tied()
+    found = trace(net, SHAPE)
+    result = verify(net, random_mask(found), found)
+    assert not result.ok
+    assert not result.wrong
+    assert (result.error, result.rounded) == (math.inf, math.inf)
+    assert "in the shape of its output" in str(result)
+    assert "rounding alone changes the shape" in str(result)
+
+
+def test_another_shape_that_rounding_does_not_cause_is_an_error() -> None:
+    class Counted(Tied):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x.flatten(1)).relu()
+            y: Tensor = self.out(hidden)
+            return y if len(x) == 1 else y[:, : hidden.shape[1] // 20]
+
+    net = Counted()
+    found = trace(net, SHAPE)
+    with pytest.raises(
+        TraceError, match=r"a tensor of shape \(\d+, \d+\) where the network itself"
+    ):
+        verify(net, random_mask(found), found)
 
 
 def test_casts_to_float32_are_left_out_where_they_keep_code_from_running_in_float64() -> None:

@@ -45,14 +45,15 @@ class Proof:
 
     Attributes:
         error: the largest difference between any outputs of the two, relative to the largest number
-            of that output; NaN where an output is not finite.
+            of that output; NaN where an output is not finite, infinite where the two have other
+            shapes.
         tolerance: the error that rounding may cause.
         sensitivity: for each group that was cut, how much the output of the redrawn copy changes
             when every second unit of it (or the block) is scaled to zero, to first order; if that
             is little, measured by silencing them.
         wrong: the groups whose cut is wrong, if the error is larger than the tolerance.
         rounded: how much the output changes when the network's numbers are rounded; measured only
-            if the error is larger than that of most networks.
+            if the error is larger than that of most networks. Infinite if its shape changes.
 
     ``float(proof)`` is the error, and so are ``proof < 1e-9`` and ``f"{proof:.1e}"``.
     """
@@ -109,11 +110,12 @@ class Proof:
 
     def _refuted(self) -> str:
         if not self.wrong:
+            off = "in the shape of its output" if math.isinf(self.error) else f"by {self.error:.1e}"
             return (
                 "Not proven: the cut network differs from the uncut one with the removed units "
-                f"held at zero by {self.error:.1e}, but rounding alone changes the network's "
-                f"output by {self.rounded or 0.0:.1e}. Such a network cannot be compared: it uses "
-                "random numbers, or its code branches on small differences."
+                f"held at zero ({off}), but {changed_by(self.rounded or 0.0)}. Such a network "
+                "cannot be compared: it uses random numbers, or its code branches on small "
+                "differences."
             )
         off = "its output is not finite" if math.isnan(self.error) else f"by {self.error:.1e}"
         return (
@@ -244,9 +246,8 @@ def _moved(
     before = [called(live, x) for x in inputs] if doubtful else []
     for name in doubtful:
         quiet = silence(live, Mask(unit=unit, kept={name: kept[name]}), trace)
-        outputs[name] = max(
-            difference(called(quiet, x), output) for x, output in zip(inputs, before, strict=True)
-        )
+        moved = [difference(called(quiet, x), y) for x, y in zip(inputs, before, strict=True)]
+        outputs[name] = max(1.0 if math.isinf(m) else m for m in moved)  # 1: another shape
     return outputs
 
 
@@ -302,6 +303,7 @@ def _faded(
 
 
 _Call = Callable[[nn.Module, Any], Any]  # how a network is run on an example
+_NUMBERS = (Tensor, bool, int, float)
 
 
 @dataclass(frozen=True)
@@ -317,6 +319,13 @@ class Compared:
     def ok(self) -> bool:
         """True if the error is no more than rounding."""
         return self.error <= self.tolerance
+
+
+def changed_by(rounded: float) -> str:
+    """Say how much rounding changes a network's output."""
+    if math.isinf(rounded):
+        return "rounding alone changes the shape of the network's output"
+    return f"rounding alone changes the network's output by {rounded:.1g}"
 
 
 def _order(error: float) -> float:
@@ -335,6 +344,10 @@ def compare(
 
     ``steady`` returns whether rounding hardly affects the network: then a far larger error cannot
     be rounding, and the effect of rounding on the silenced network need not be measured.
+
+    Raises:
+        TraceError: the cut network does not run, or returns other shapes, which rounding does not
+            cause.
     """
     small, quiet = shrink(net, mask, trace), silence(net, mask, trace)
     call: _Call = called
@@ -345,10 +358,14 @@ def compare(
     else:
         (expected, call), dtype = in_float64, torch.float64
         small, inputs = small.double(), [_as(x, dtype) for x in inputs]
-    error = _largest(
-        [difference(_ran(small, x, mask, call), y) for x, y in zip(inputs, expected, strict=True)]
-    )
-    if error <= ALLOWED[dtype] or (error >= FAR and steady()):
+    pairs = [(_ran(small, x, mask, call), y) for x, y in zip(inputs, expected, strict=True)]
+    other = next((words for a, b in pairs if (words := unlike(a, b)) is not None), None)
+    error = _largest([difference(a, b) for a, b in pairs])
+    if error <= ALLOWED[dtype]:
+        return Compared(error, ALLOWED[dtype])
+    if error >= FAR and steady():
+        if other is not None:
+            raise TraceError(other)
         return Compared(error, ALLOWED[dtype])
     if dtype == torch.float64 and call is called and _rounds_to_float32(quiet, inputs):
         dtype = torch.float32
@@ -357,6 +374,8 @@ def compare(
         return Compared(error, tolerance)
     rounded = _rounded(quiet, inputs, expected, call)
     blind = not rounded <= MOST_ALLOWED[dtype]
+    if other is not None and not blind:
+        raise TraceError(other)
     return Compared(error, tolerance if blind else max(tolerance, rounded), blind, rounded)
 
 
@@ -479,31 +498,43 @@ def _only(mask: Mask, names: Sequence[str]) -> Mask:
 
 
 def difference(output: Any, expected: Any) -> float:
-    """Return the largest relative difference of two outputs; NaN if any number is not finite."""
+    """Return the largest relative difference of two outputs.
+
+    NaN if any number is not finite, and infinity if the outputs have other structures or shapes.
+    """
+    if unlike(output, expected) is not None:
+        return math.inf
+    pairs = zip(leaves(output), leaves(expected), strict=True)
+    return _largest([_gap(a, b) for (_, a), (_, b) in pairs])
+
+
+def unlike(output: Any, expected: Any) -> str | None:
+    """Say how the structures, shapes or other values of two outputs differ; None if they do not."""
     actual, wanted = leaves(output), leaves(expected)
     if [place for place, _ in actual] != [place for place, _ in wanted]:
-        raise TraceError(
+        return (
             "The cut network returns something else than the network itself: "
             f"{_shape(output)} in place of {_shape(expected)}. Make the structure of its output "
             "independent of the number of channels."
         )
-    return _largest([_gap(a, b) for (_, a), (_, b) in zip(actual, wanted, strict=True)])
+    for (_, a), (_, b) in zip(actual, wanted, strict=True):
+        if not isinstance(b, _NUMBERS):
+            if type(a) is not type(b) or a != b:
+                return f"The cut network returns {a!r} where the network itself returns {b!r}."
+        elif torch.as_tensor(a).shape != torch.as_tensor(b).shape:
+            return (
+                f"The cut network returns a tensor of shape {tuple(torch.as_tensor(a).shape)} "
+                f"where the network itself returns {tuple(torch.as_tensor(b).shape)}. Keep the "
+                "layers that compute it whole: trace(..., keep=['<layer>'])."
+            )
+    return None
 
 
 def _gap(actual: Any, wanted: Any) -> float:
-    if not isinstance(wanted, Tensor | bool | int | float):
-        if type(actual) is not type(wanted) or actual != wanted:
-            raise TraceError(
-                f"The cut network returns {actual!r} where the network itself returns {wanted!r}."
-            )
+    """Return the relative difference of two numbers, or tensors of one shape."""
+    if not isinstance(wanted, _NUMBERS):
         return 0.0
     a, b = (torch.as_tensor(x) for x in (actual, wanted))
-    if a.shape != b.shape:
-        raise TraceError(
-            f"The cut network returns a tensor of shape {tuple(a.shape)} where the network itself "
-            f"returns {tuple(b.shape)}. Keep the layers that compute it whole: "
-            "trace(..., keep=['<layer>'])."
-        )
     if not b.numel():
         return 0.0
     a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))

@@ -39,7 +39,7 @@ from regrow.surgery.cut import (
 from regrow.surgery.groups import Group, Trace
 from regrow.surgery.likeness import Likeness, Unlike
 from regrow.surgery.mask import Mask
-from regrow.surgery.proof import compare, inputs_like, is_steady
+from regrow.surgery.proof import changed_by, compare, inputs_like, is_steady
 from regrow.surgery.tape import Unrecorded, rerun
 
 MANY = 128  # size of a group from which on over a quarter of its units suffices, else over half
@@ -203,7 +203,7 @@ class Trials:
                 return None
             return (
                 "runs other operations or with other numbers; whether it computes the same cannot "
-                f"be told, because rounding changes its output by {rounded:.1g}"
+                f"be told, because {changed_by(rounded)}"
             )
         return f"computes something else, by {compared.error:.1g} of its output"
 
