@@ -192,6 +192,7 @@ CUTS = [  # the network, what is asked for, and the message
     ("Net", ("--sparsity", "1"), "a number in [0, 1). Got 1.0"),
     ("Net", ("--sparsity", "nan"), "Got nan"),
     ("Net", ("--sparsity", "half"), "Invalid value for '--sparsity'"),
+    ("Net", ("--macs", "50%"), "Write a share of 1, such as 0.5 for 50%."),
     *[("Net", (f"--{cost}", value), f"a number between 0 and 1. Got {float(value)}")
       for cost in ("macs", "parameters", "latency") for value in ("0", "-1", "1", "1.5", "inf")],
     ("Net", ("--macs", "1e-9"), "from 0.125 to 1. Of its parameters 56.6% are kept whole: 56.6% "

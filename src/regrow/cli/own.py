@@ -71,17 +71,32 @@ KeepOption = Annotated[
 ]
 
 NewFolderOption = Annotated[Path, typer.Option(help="New folder for the result.")]
+
+
+def read_share(text: str) -> float:
+    """Read a share, written as a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a number. Write a share of 1, such as 0.5 for 50%."
+        ) from None
+
+
+_SHARE: dict[str, Any] = {"parser": read_share, "metavar": "SHARE"}
 MacsOption = Annotated[
-    float | None, typer.Option(help="Largest share of the MACs that may remain, such as 0.5.")
+    float | None,
+    typer.Option(help="Largest share of the MACs that may remain, such as 0.5.", **_SHARE),
 ]
 ParametersOption = Annotated[
-    float | None, typer.Option(help="Largest share of the parameters that may remain.")
+    float | None, typer.Option(help="Largest share of the parameters that may remain.", **_SHARE)
 ]
 LatencyOption = Annotated[
-    float | None, typer.Option(help="Largest share of the latency on this machine that may remain.")
+    float | None,
+    typer.Option(help="Largest share of the latency on this machine that may remain.", **_SHARE),
 ]
 SparsityOption = Annotated[
-    float | None, typer.Option(help="Share of the channels and heads to remove.")
+    float | None, typer.Option(help="Share of the channels and heads to remove.", **_SHARE)
 ]
 CriterionOption = Annotated[
     str, typer.Option(help="How channels are scored: one of `regrow list criteria`.")
