@@ -31,7 +31,7 @@ from torch import nn
 import attention
 import networks
 import oracle
-from regrow.errors import RegrowError
+from regrow.errors import RegrowError, TraceError
 from regrow.surgery import shrink, trace, verify
 from regrow.surgery.alive import called
 from regrow.surgery.groups import Trace
@@ -138,6 +138,8 @@ def _in_process(name: str, tool: str, given: argparse.Namespace) -> Line:
     base["seconds"] = round(time.monotonic() - start, 1)
     if row is not None:
         return base | row
+    if process.exitcode == -signal.SIGKILL and base["seconds"] < given.seconds:
+        return base | {"outcome": "memory", "message": "killed by the system"}
     if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
         return base | {"outcome": "time-out", "message": f"more than {given.seconds:g} s"}
     return base | {"outcome": "killed", "message": f"exit code {process.exitcode}"}
@@ -248,6 +250,10 @@ def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Li
         error, moved = oracle.compare(live, small, wide)
     except oracle.UnmatchedError:
         return {"outcome": "unmatched"}
+    except TraceError as error:  # what a norm of the silenced network raises comes wrapped
+        if isinstance(error.__cause__, oracle.UnmatchedError):
+            return {"outcome": "unmatched"}
+        raise
     single = next(live.parameters()).dtype != torch.float64
     rounding = oracle.rounding(live, wide)
     if math.isinf(rounding):  # rounding changes the number of the outputs, as of detections

@@ -251,14 +251,26 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
         result = (x - mean) * torch.rsqrt(variance + eps)
         weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
         if weight is not None:
-            offset = 1.0 if "Gemma" in kind or "1P" in kind else 0.0
             gone = torch.zeros_like(weight)
-            gone[kept] = offset
+            gone[kept] = _offset(norm, run, x)
             result = result * (weight + gone).view(wide)
         result = result if bias is None else result + bias.view(wide)
         return norm.act(result) if isinstance(getattr(norm, "act", None), nn.Module) else result
 
     norm.forward = forward  # type: ignore[method-assign]
+
+
+def _offset(norm: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Return what a norm adds to its weight: some multiply by one more than it."""
+    own = [p for name in ("weight", "bias") if (p := getattr(norm, name, None)) is not None]
+    before = [p.detach().clone() for p in own]
+    with torch.no_grad():
+        for p in own:
+            p.zero_()
+        offset = float(bool(run(x).abs().max() > 0))
+        for p, values in zip(own, before, strict=True):
+            p.copy_(values)
+    return offset
 
 
 def _measure_heard(norm: nn.Module, small: nn.Module) -> None:
@@ -272,7 +284,7 @@ def _measure_heard(norm: nn.Module, small: nn.Module) -> None:
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
         heard = x.flatten(0, -2).abs().amax(0) > 0
-        if width is None or tuple(width) != (int(heard.sum()),):
+        if width is not None and tuple(width) != (int(heard.sum()),):
             raise UnmatchedError
         part = x[..., heard]
         mean = 0.0 if plain else part.mean(-1, keepdim=True)

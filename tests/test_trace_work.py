@@ -88,6 +88,18 @@ def test_a_network_that_draws_at_random_is_not_steady() -> None:
     assert not is_steady(Noisy(), EXAMPLE)
 
 
+def test_steadiness_is_measured_in_float32_without_changing_the_network() -> None:
+    class InFloat64(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.dtype == torch.float64
+            return super().forward(x)
+
+    net = Branches().double()
+    assert is_steady(net, EXAMPLE.double())
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+    assert not is_steady(InFloat64().double(), EXAMPLE.double())
+
+
 def test_a_copy_that_is_tried_is_asked_of_no_module_that_need_not_be_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
