@@ -71,6 +71,10 @@ def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
     if len(a.coloured_dims()) > 1 or len(b.coloured_dims()) > 1:
         painter.unknown(node)
         return whole
+    for stays, summed, dim in ((a, b, 1), (b, a, 2)):
+        if dim in stays.coloured_dims() and dim in summed.coloured_dims():
+            painter.keep_whole(summed, node, "it is summed over with data that has no channels")
+            return stays
     if 2 in a.coloured_dims() or 1 in b.coloured_dims():
         painter.unite(a.ids.transpose(1, 2), b.ids)
         if not (a.clean or b.clean):

@@ -62,12 +62,13 @@ def _gather(painter: Painter, node: Node) -> None:
 @rule(
     *names("index_add index_add_ index_put index_put_ index_copy index_copy_ index_reduce"),
     *names("index_reduce_ scatter scatter_ scatter_add scatter_add_ scatter_reduce"),
-    *names("scatter_reduce_"),
+    *names("scatter_reduce_ copy_"),
 )
 def _put_back(painter: Painter, node: Node) -> None:
     """Write or add rows at positions of a tensor, which may be a new one of zeros."""
     data, *rest = node.args
-    added = rest[1] if node.name.startswith("aten::index_put") else rest[2]
+    after = {"aten::copy_": 0, "aten::index_put": 1, "aten::index_put_": 1}
+    added = rest[after.get(node.name, 2)]
     if not isinstance(added, Ref):
         painter.unknown(node)
         return
@@ -104,10 +105,9 @@ def _put_back(painter: Painter, node: Node) -> None:
 
 def _is_fresh(painter: Painter, node: Node, data: Ref) -> bool:
     """Return whether a tensor held only zeros before an operation that may write data into it."""
-    maker = painter.maker(data)
-    if maker is None or maker.name not in _ZEROS:
-        return not bool(painter.value(data).any())
     before = [painter.maker(Ref(index)) for index in painter.tape.aliases(data.index)]
+    if not any(other is not None and other.name in _ZEROS for other in before):
+        return not bool(painter.value(data).any())
     return not any(other.in_place for other in before if other is not None and other is not node)
 
 
@@ -156,6 +156,8 @@ def _are_coloured(painter: Painter, indices: list[int]) -> bool:
 def _chosen(painter: Painter, node: Node) -> set[int]:
     """Return the dimensions along which positions are selected."""
     rank = len(painter.of(node.args[0]).shape)
+    if node.name == "aten::copy_":
+        return set()
     if "index_put" not in node.name and node.name != "aten::index":
         return {int(node.args[1]) % rank}
     chosen, at = set(), 0

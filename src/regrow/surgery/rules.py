@@ -6,7 +6,8 @@ in ``views``, those for norms in ``norms``, for products of two tensors of data 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,10 +95,14 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
             ids = paint.ids.reshape(missing + tuple(paint.ids.shape))
             paint = Paint(ids, missing + own, paint.clean)
         operands.append(_Operand(ref, paint, missing + own))
-    coloured = {d for o in operands if o.paint is not None for d in o.paint.coloured_dims()}
-    operands = [
-        replace(o, same=any(o.sizes[d] == 1 < shape[d] for d in coloured)) for o in operands
-    ]
+    operands = _that_broadcast(operands, shape)
+    crossing = [o for o in operands if o.same and o.paint is not None and o.paint.coloured_dims()]
+    for operand in sorted(crossing, key=_num_channels)[:-1]:  # the most channels can stay
+        assert operand.paint is not None
+        painter.keep_whole(operand.paint, node, "it is broadcast over other channels")
+        whole = Paint(torch.full((1,) * len(shape), WHOLE), operand.sizes, operand.paint.clean)
+        operands = [replace(o, paint=whole) if o is operand else o for o in operands]
+    operands = _that_broadcast(operands, shape)
     met: Tensor | None = None
     for operand in operands:
         if operand.paint is None:
@@ -122,6 +127,17 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
         else:
             painter.keep_whole(result, node, "it is combined with a constant of fixed width")
     return result, operands
+
+
+def _that_broadcast(operands: Sequence[_Operand], shape: Sequence[int]) -> list[_Operand]:
+    """Note which operands are the same for all channels of any of them."""
+    coloured = {d for o in operands if o.paint is not None for d in o.paint.coloured_dims()}
+    return [replace(o, same=any(o.sizes[d] == 1 < shape[d] for d in coloured)) for o in operands]
+
+
+def _num_channels(operand: _Operand) -> int:
+    assert operand.paint is not None
+    return math.prod(operand.sizes[d] for d in operand.paint.coloured_dims())
 
 
 def _own_sizes(painter: Painter, ref: Ref) -> tuple[int, ...]:
