@@ -203,9 +203,9 @@ def _standardise_only(layer: nn.Module, kept: Tensor) -> None:
 
     run = layer.forward
 
-    def forward(*args: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         with Rows():  # type: ignore[no-untyped-call]
-            return run(*args)
+            return run(*args, **kwargs)
 
     layer.forward = forward  # type: ignore[method-assign]
 

@@ -103,6 +103,23 @@ def none_to_classify(m: Any, y: Tensor, x: Tensor) -> Tensor:
     return y + added
 
 
+def state_space(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Multiply each channel by each of four numbers, and sum over these, as Mamba does."""
+    state = torch.zeros(1, y.shape[-1], 4)
+    read = []
+    for at in range(y.shape[1]):
+        state = 0.5 * state + y[:, at, :, None] * m.write(x)[:, at, None, :]
+        read.append((state @ m.read(x)[:, at, :, None])[..., 0])
+    return torch.stack(read, 1)
+
+
+def cached(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Copy channels into a cache, and read them there."""
+    cache = torch.zeros(*y.shape).detach()
+    cache.copy_(y)
+    return cache
+
+
 # Name -> what is between two layers, what it needs, the groups, and why 'a' is whole, or "".
 KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], str]] = {
     "a token that is looked for": (
@@ -145,6 +162,21 @@ KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], st
     "channels that are looked for": (
         lambda m, y, x: y[..., x[0, :, 0].argsort() % 8][..., [0, 1, 2, 3, 4, 5, 0, 1]],
         {}, {}, "cannot be followed",
+    ),
+    "channels of a state space": (
+        state_space, {"write": nn.Linear(3, 4), "read": nn.Linear(3, 4)}, {"a": 8}, "",
+    ),
+    "channels in a cache": (cached, {}, {"a": 8}, ""),
+    "biases of experts": (
+        lambda m, y, x: y + m.bias[(x[0, :, 0] > 0).long()],
+        {"bias": nn.Parameter(torch.randn(2, 8))}, {"a": 8}, "",
+    ),
+    "gates beside what they open": (
+        lambda m, y, x: m.up(y)[..., ::2] * m.up(y)[..., 1::2].sigmoid(),
+        {"up": nn.Linear(8, 16)}, {"a": 8, "up": 8}, "",
+    ),
+    "every second channel": (
+        lambda m, y, x: m.up(y)[..., 1::2], {"up": nn.Linear(8, 16)}, {"a": 8, "up": 8}, "",
     ),
     "the largest channel": (
         lambda m, y, x: y * (y.argmax(-1, keepdim=True) + 1), {}, {}, "'argmax' over its channels",

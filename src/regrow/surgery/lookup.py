@@ -30,11 +30,14 @@ _BY_NUMBER = {name: RULES[name] for name in names("index index_select")}
 @rule(*_BY_NUMBER)
 def _choose(painter: Painter, node: Node) -> None:
     """Index positions along some dimensions."""
-    indices = node.refs()[1:]
-    source = painter.of(node.args[0])
+    data, indices = node.args[0], node.refs()[1:]
     if not any(painter.is_painted(Ref(index)) for index in indices):
         _BY_NUMBER[node.name](painter, node)
         return
+    last = len(painter.shape(data.index)) - 1
+    if not painter.is_painted(data) and last not in _chosen(painter, node):
+        painter.paint_parameter(data, along=(last,))  # such as the biases of experts
+    source = painter.of(data)
     if _are_coloured(painter, indices) or _chosen(painter, node).intersection(
         source.coloured_dims()
     ):

@@ -139,6 +139,13 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
     for dim in chosen:
         if dim not in source.coloured_dims():
             continue
+        step = _step(painter, node, dim)
+        if step is not None:
+            places = source.ids.reshape(
+                *source.ids.shape[:dim], -1, step, *source.ids.shape[dim + 1 :]
+            )
+            painter.colours.unite(places, places.narrow(dim + 1, 0, 1).expand_as(places))
+            continue
         size = _part(painter, node, dim)
         why = f"'{node.name.removeprefix('aten::')}' divides it at fixed positions"
         unequal = size is None or node.name == "aten::split_with_sizes"
@@ -152,6 +159,20 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
         parts = ids.reshape(*ids.shape[:dim], -1, size, *ids.shape[dim + 1 :])
         painter.colours.unite(parts, parts.narrow(dim, 0, 1).expand_as(parts))
     return source
+
+
+def _step(painter: Painter, node: Node, dim: int) -> int | None:
+    """Return n if all slices of a value take every n-th position, so that n are cut together."""
+    data = node.args[0]
+    shape = painter.shape(data.index)
+    steps = set()
+    for other in painter.tape.choices(data) if node.name == "aten::slice" else ():
+        _, along, start, end, step = (*other.args, *(None,) * 5)[:5]
+        if other.name == "aten::slice" and (along or 0) % len(shape) == dim:
+            through = 0 <= (start or 0) < (step or 1) and (end is None or end >= shape[dim])
+            steps.add(step if through else None)
+    step = steps.pop() if len(steps) == 1 else None
+    return step if step is not None and step > 1 and shape[dim] % step == 0 else None
 
 
 def _part(painter: Painter, node: Node, dim: int) -> int | None:
