@@ -266,7 +266,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
     add(
         "assembly in a buffer",
         Net(_assembled, a=conv(3, 4), b=conv(3, 4), c=conv(8, 6), out=conv(6, 2)),
-        {"c": 6}, {"a": "'aten::copy_' cannot be followed", "b": "copy_", **out},
+        {"c": 6}, {"a": "code depends on their number", "b": "'aten::copy_' writes into", **out},
     )  # fmt: skip
     add(
         "PReLU of both kinds",

@@ -201,6 +201,7 @@ class Painter:
             if index not in self.paints:
                 shape = self.shape(index)
                 self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+                self._origins[index] = f"'{node.name}' writes into a part of it{where(node)}"
             elif not self.paints[result].clean:
                 self.paints[index] = replace(self.paints[index], clean=False)
 
