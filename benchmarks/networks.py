@@ -107,6 +107,7 @@ BOTH_LATER = _words("""
     LongT5Model
 """)
 LATER = frozenset(f"transformers/{name}" for name in (*TEXT_LATER, *BOTH_LATER))
+AUTO: frozenset[str] = frozenset()
 VISION = _words("""
     ViTForImageClassification DeiTModel BeitModel Dinov2Model SwinModel Swinv2Model
     ConvNextModel ConvNextV2Model ResNetModel SegformerForImageClassification PoolFormerModel

@@ -50,6 +50,11 @@ class Attention(nn.Module):
         if "rotary" in self.form:
             half = self.head_dim // 2
             q, k = (torch.cat([-t[..., half:], t[..., :half]], -1) + t * 0.5 for t in (q, k))
+        if "complex" in self.form:
+            angles = torch.arange(places)[:, None] * torch.ones(self.head_dim // 2)
+            turns = torch.polar(torch.ones_like(angles), angles)
+            q, k = (torch.view_as_complex(t.reshape(*t.shape[:3], -1, 2)) for t in (q, k))
+            q, k = (torch.view_as_real(t * turns).flatten(-2).to(x.dtype) for t in (q, k))
         if k.shape[1] < q.shape[1]:
             k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
         if "by hand" in self.form:
@@ -204,6 +209,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
     ),
     "rotated by halves": (
         lambda: Tokens(Attention("rotary"), residual),
+        {"embed": ("stream", 12), "part.q": ("head", 3)},
+    ),
+    "rotated as complex numbers": (
+        lambda: Tokens(Attention("complex"), residual),
         {"embed": ("stream", 12), "part.q": ("head", 3)},
     ),
     "as many heads as channels in each": (

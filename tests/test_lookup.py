@@ -175,6 +175,11 @@ KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], st
         lambda m, y, x: m.up(y)[..., ::2] * m.up(y)[..., 1::2].sigmoid(),
         {"up": nn.Linear(8, 16)}, {"a": 8, "up": 8}, "",
     ),
+    "pairs of channels as complex numbers": (
+        lambda m, y, x: torch.view_as_real(torch.view_as_complex(m.up(y).unflatten(-1, (-1, 2)))
+                                           * (0.5 + 2j)).sum(-1),
+        {"up": nn.Linear(8, 16)}, {"a": 8, "up": 8}, "",
+    ),
     "every second channel": (
         lambda m, y, x: m.up(y)[..., 1::2], {"up": nn.Linear(8, 16)}, {"a": 8, "up": 8}, "",
     ),

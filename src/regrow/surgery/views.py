@@ -107,6 +107,21 @@ def _block(own: Sequence[int], new: Sequence[int]) -> tuple[int, int]:
     return num_own, num_new
 
 
+@rule("aten::view_as_complex", "aten::view_as_real")
+def _as_complex(painter: Painter, node: Node) -> None:
+    """Read pairs of channels as complex numbers, or these as pairs; within heads they stay."""
+    source = painter.of(node.args[0])
+    if node.name == "aten::view_as_real":
+        ids = source.ids.unsqueeze(-1)
+    else:
+        last = len(source.shape) - 1
+        source = painter.level(source, (last - 1, last))
+        if last in source.coloured_dims():
+            painter.unite(source.ids, source.ids.narrow(last, 0, 1).expand_as(source.ids))
+        ids = source.ids.select(last, 0)
+    painter.put(node, Paint(ids, painter.shape(node.outputs[0]), source.clean))
+
+
 @rule("aten::im2col", "aten::col2im")
 def _slide(painter: Painter, node: Node) -> None:
     """Unfold the windows of a map, channel by channel, or fold them again."""
