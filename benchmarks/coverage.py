@@ -105,6 +105,8 @@ def _missing(lines: Sequence[harness.Line]) -> str:
 
 def _family(line: harness.Line) -> str:
     family = str(line["network"]).split("/")[0]
+    if line["network"] in networks.AUTO:
+        return f"{family}, by their configs"
     return f"{family}, tried afterwards" if line["network"] in networks.LATER else family
 
 

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-def _words(text: str) -> list[str]:
-    return text.split()
+import auto_models
+from auto_models import SMALL, words
 
 
 # A small member of each module of timm, the smallest of a few that were tried (timm 1.0.31).
-TIMM = _words("""
+TIMM = words("""
     beit_base_patch16_224 halonet26t mobileone_s1 cait_xxs24_224 coat_tiny convit_tiny
     convmixer_768_32 convnext_atto cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s
     cspnext_tiny davit_tiny deit_tiny_patch16_224 densenet121 dla46x_c dpn48b edgenext_xx_small
@@ -44,45 +43,7 @@ TIMM = _words("""
     semnasnet_050 tinynet_e
 """)
 
-SMALL = {
-    **dict.fromkeys(("vocab_size",), 99),
-    **dict.fromkeys(
-        _words("hidden_size d_model n_embd dim embedding_size word_embed_proj_dim embed_dim"),
-        64,
-    ),
-    **dict.fromkeys(
-        _words(
-            "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers "
-            "num_decoder_layers num_encoder_layers"
-        ),
-        2,
-    ),
-    **dict.fromkeys(
-        _words(
-            "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
-            "decoder_attention_heads"
-        ),
-        4,
-    ),
-    "num_key_value_heads": 2,
-    **dict.fromkeys(
-        _words("intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim hidden_dim d_ff d_inner"),
-        128,
-    ),
-    **dict.fromkeys(["d_kv", "head_dim"], 16),
-    **dict.fromkeys(["max_position_embeddings", "n_positions"], 64),
-    "image_size": 32,
-    "patch_size": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-    "num_local_experts": 4,
-    "rotary_dim": 8,
-    "max_source_positions": 50,
-    "num_mel_bins": 16,
-}
-TEXT = _words("""
+TEXT = words("""
     BertForSequenceClassification RobertaForSequenceClassification
     DistilBertForSequenceClassification AlbertModel ElectraModel DebertaV2Model MPNetModel
     MobileBertModel ModernBertModel XLNetModel GPT2LMHeadModel GPTNeoForCausalLM
@@ -93,7 +54,7 @@ TEXT = _words("""
 """)
 BOTH = ("T5ForConditionalGeneration", "BartModel", "MarianModel")
 # Added after surgery was finished, to test it on networks that it was not developed with.
-TEXT_LATER = _words("""
+TEXT_LATER = words("""
     RoFormerModel FNetModel NystromformerModel ConvBertModel SqueezeBertModel RemBertModel
     BigBirdModel IBertModel MegatronBertModel XLMModel CanineModel GPTBigCodeForCausalLM
     CodeGenForCausalLM BioGptForCausalLM PersimmonForCausalLM CohereForCausalLM
@@ -102,13 +63,13 @@ TEXT_LATER = _words("""
     RwkvForCausalLM XGLMForCausalLM CTRLModel OpenAIGPTModel MptForCausalLM FunnelModel
     LayoutLMModel Qwen2MoeForCausalLM
 """)
-BOTH_LATER = _words("""
+BOTH_LATER = words("""
     PegasusModel BlenderbotModel LEDModel M2M100Model UMT5Model SwitchTransformersModel
     LongT5Model
 """)
 LATER = frozenset(f"transformers/{name}" for name in (*TEXT_LATER, *BOTH_LATER))
-AUTO: frozenset[str] = frozenset()
-VISION = _words("""
+AUTO = frozenset(f"transformers/{name}" for name in auto_models.NAMES)
+VISION = words("""
     ViTForImageClassification DeiTModel BeitModel Dinov2Model SwinModel Swinv2Model
     ConvNextModel ConvNextV2Model ResNetModel SegformerForImageClassification PoolFormerModel
     LevitModel MobileViTModel
@@ -245,16 +206,16 @@ OWN: dict[str, Any] = {
     "graph": _graph,
 }
 OTHERS_OF = {  # package -> function that builds a network by name, and the names
-    "torch": (lambda name: OWN[name](), _words("lstm-tagger transformer-encoder graph")),
-    "torch_geometric": (_geometric, _words("GCN GraphSAGE GIN GAT")),
+    "torch": (lambda name: OWN[name](), words("lstm-tagger transformer-encoder graph")),
+    "torch_geometric": (_geometric, words("GCN GraphSAGE GIN GAT")),
     "diffusers": (
         _diffusers,
-        _words("UNet2DModel UNet2DConditionModel AutoencoderKL DiTTransformer2DModel"),
+        words("UNet2DModel UNet2DConditionModel AutoencoderKL DiTTransformer2DModel"),
     ),
-    "ultralytics": (_ultralytics, _words("yolo11n yolo11n-seg yolo11n-cls yolov8n")),
+    "ultralytics": (_ultralytics, words("yolo11n yolo11n-seg yolo11n-cls yolov8n")),
     "segmentation_models_pytorch": (
         _smp,
-        _words(
+        words(
             "Unet-resnet18 UnetPlusPlus-resnet18 FPN-resnet18 PSPNet-resnet18 Linknet-resnet18 "
             "MAnet-resnet18 PAN-resnet18 DeepLabV3Plus-mobilenet_v2 UPerNet-resnet18 "
             "Segformer-mit_b0"
@@ -279,6 +240,7 @@ def names() -> list[str]:
     if _installed("transformers"):
         found += [f"transformers/{name}" for name in (*TEXT, *BOTH, *VISION, *OTHERS)]
         found += sorted(LATER)
+        found += sorted(AUTO)
     return found
 
 
@@ -290,6 +252,8 @@ def build(name: str) -> tuple[nn.Module, Any]:
         net, example = _of_torchvision(*rest.rpartition("/")[::2])
     elif package == "timm":
         net, example = _of_timm(rest)
+    elif name in AUTO:
+        net, example = auto_models.build(rest)
     elif package == "transformers":
         net, example = _of_transformers(rest)
     else:

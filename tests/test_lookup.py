@@ -155,6 +155,16 @@ KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], st
     "objects to classify of which none is found": (
         none_to_classify, {"score": nn.Linear(8, 1), "head": nn.Linear(8, 8)}, {"a": 8}, "",
     ),
+    "all experts at once": (
+        lambda m, y, x: torch.bmm(torch.bmm(y.expand(2, -1, -1), m.up).relu(), m.down).mean(0),
+        {"up": nn.Parameter(torch.randn(2, 8, 5)), "down": nn.Parameter(torch.randn(2, 5, 8))},
+        {"a": 8, "up": 5, "down": 8}, "",
+    ),
+    "all experts at once, beside what they read": (
+        lambda m, y, x: y + torch.bmm((y @ m.up).relu(), m.down).mean(0),
+        {"up": nn.Parameter(torch.randn(2, 8, 5)), "down": nn.Parameter(torch.randn(2, 5, 8))},
+        {"a": 8, "up": 5}, "",
+    ),
     "product of two": (
         lambda m, y, x: torch.mm(y[0], m.b(x)[0].t()) @ torch.ones(6, 8),
         {"b": nn.Linear(3, 8)}, {"a": 8}, "",

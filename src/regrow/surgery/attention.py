@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from regrow.surgery.colours import WHOLE, Paint, spread
 from regrow.surgery.rules import rule
@@ -47,8 +48,10 @@ def _multiply_by_weight(painter: Painter, node: Node, source: Paint, weight: Lai
     False if it is laid out in another way.
     """
     features = source.along(-1)
-    if features is None or painter.shape(node.refs()[1])[0] != 1:
+    if features is None:
         return False
+    if painter.shape(node.refs()[1])[0] != 1:
+        return multiply_by_stack(painter, node, source, weight) is not None
     read, made = (weight.within(dim) for dim in (1, 2))
     wide = sorted(dim for dim, size in enumerate(weight.sizes) if size > 1)
     if not read or not made or sorted(read + made) != wide:
@@ -63,6 +66,24 @@ def _multiply_by_weight(painter: Painter, node: Node, source: Paint, weight: Lai
     shape = painter.shape(node.outputs[0])
     painter.put(node, spread(out.repeat_interleave(shape[2] // len(out)), shape, 2))
     return True
+
+
+def multiply_by_stack(
+    painter: Painter, node: Node, source: Paint, weight: Laid
+) -> tuple[Tensor, Tensor] | None:
+    """Multiply by one matrix of several in a parameter ``[e, in, out]``, as experts do.
+
+    Return the colours of the input's and the output's channels; None if it is laid out otherwise.
+    """
+    features = source.along(-1)
+    if features is None or len(weight.dims) != 3 or min(weight.order()) < 0:
+        return None
+    shape = painter.shape(node.outputs[0])
+    _, read, made = weight.order()
+    painter.read(weight, read, features, source)
+    out = painter.produce(weight.name, None, made, shape[-1], linear=True)
+    painter.put(node, spread(out, shape, len(shape) - 1))
+    return features, out
 
 
 def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:

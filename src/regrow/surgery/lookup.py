@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 import regrow.surgery.views  # noqa: F401  (its rules select positions by number)
+from regrow.surgery.attention import multiply_by_stack
 from regrow.surgery.colours import ZERO, Paint, spread
 from regrow.surgery.operators import names
 from regrow.surgery.rules import RULES, rule
@@ -138,18 +139,12 @@ def _by_experts(painter: Painter, node: Node) -> None:
     """Multiply rows by the weights of their experts, which are one parameter: [e, in, out]."""
     data, weight = node.args[:2]
     laid = painter.weight_view(weight)
-    source = painter.of(data)
-    features = source.along(-1)
-    if laid is None or features is None or len(laid.dims) != 3 or min(laid.order()) < 0:
+    channels = None if laid is None else multiply_by_stack(painter, node, painter.of(data), laid)
+    for ids in channels or ():
+        if len(ids) % ALIGNED == 0:
+            painter.unite_rows(ids, ids[::ALIGNED])
+    if channels is None:
         painter.unknown(node)
-        return
-    shape = painter.shape(node.outputs[0])
-    painter.read(laid, laid.order()[1], features, source)
-    out = painter.produce(laid.name, None, laid.order()[2], shape[-1], linear=True)
-    for channels in (features, out):
-        if len(channels) % ALIGNED == 0:
-            painter.unite_rows(channels, channels[::ALIGNED])
-    painter.put(node, spread(out, shape, len(shape) - 1))
 
 
 def _are_coloured(painter: Painter, indices: list[int]) -> bool:
