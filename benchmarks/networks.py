@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import auto_models
 from auto_models import SMALL, words
 
-
 # A small member of each module of timm, the smallest of a few that were tried (timm 1.0.31).
 TIMM = words("""
     beit_base_patch16_224 halonet26t mobileone_s1 cait_xxs24_224 coat_tiny convit_tiny
