@@ -76,6 +76,11 @@ class _Operand:
             return not bool(painter.value(self.ref).any())
         return self.paint.clean and not self.same
 
+    def num_channels(self) -> int:
+        """Return how many channels it has."""
+        dims = () if self.paint is None else self.paint.coloured_dims()
+        return math.prod(self.sizes[d] for d in dims)
+
 
 def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     """Unite the colours of an elementwise operation's operands under broadcasting."""
@@ -96,11 +101,11 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
             paint = Paint(ids, missing + own, paint.clean)
         operands.append(_Operand(ref, paint, missing + own))
     operands = _that_broadcast(operands, shape)
-    crossing = [o for o in operands if o.same and o.paint is not None and o.paint.coloured_dims()]
-    for operand in sorted(crossing, key=_num_channels)[:-1]:  # the most channels can stay
-        assert operand.paint is not None
-        painter.keep_whole(operand.paint, node, "it is broadcast over other channels")
-        whole = Paint(torch.full((1,) * len(shape), WHOLE), operand.sizes, operand.paint.clean)
+    crossing = [o for o in operands if o.same and o.num_channels() > 1]
+    for operand in sorted(crossing, key=_Operand.num_channels)[:-1]:  # the most channels can stay
+        own = operand.paint or painter.of(operand.ref)
+        painter.keep_whole(own, node, "it is broadcast over other channels")
+        whole = Paint(torch.full((1,) * len(shape), WHOLE), operand.sizes, own.clean)
         operands = [replace(o, paint=whole) if o is operand else o for o in operands]
     operands = _that_broadcast(operands, shape)
     met: Tensor | None = None
@@ -110,8 +115,7 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
         if operand.same:
             painter.keep_whole(operand.paint, node, "it is broadcast over other channels")
         else:
-            ids = operand.paint.ids
-            met = ids if met is None else painter.unite(met, ids)
+            met = operand.paint.ids if met is None else painter.unite(met, operand.paint.ids)
     if met is None:
         met = torch.full((1,) * len(shape), WHOLE)
     result = Paint(met, shape)
@@ -133,11 +137,6 @@ def _that_broadcast(operands: Sequence[_Operand], shape: Sequence[int]) -> list[
     """Note which operands are the same for all channels of any of them."""
     coloured = {d for o in operands if o.paint is not None for d in o.paint.coloured_dims()}
     return [replace(o, same=any(o.sizes[d] == 1 < shape[d] for d in coloured)) for o in operands]
-
-
-def _num_channels(operand: _Operand) -> int:
-    assert operand.paint is not None
-    return math.prod(operand.sizes[d] for d in operand.paint.coloured_dims())
 
 
 def _own_sizes(painter: Painter, ref: Ref) -> tuple[int, ...]:
