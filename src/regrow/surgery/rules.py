@@ -98,14 +98,14 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
         paint = painter.of(ref) if painted else None
         if paint is not None:
             ids = paint.ids.reshape(missing + tuple(paint.ids.shape))
-            paint = Paint(ids, missing + own, paint.clean)
-        operands.append(_Operand(ref, paint, missing + own))
+            paint = Paint(ids, missing + crossed, paint.clean)
+        operands.append(_Operand(ref, paint, missing + crossed))
     operands = _that_broadcast(operands, shape)
     crossing = [o for o in operands if o.same and o.num_channels() > 1]
     for operand in sorted(crossing, key=_Operand.num_channels)[:-1]:  # the most channels can stay
-        own = operand.paint or painter.of(operand.ref)
-        painter.keep_whole(own, node, "it is broadcast over other channels")
-        whole = Paint(torch.full((1,) * len(shape), WHOLE), operand.sizes, own.clean)
+        crossed = operand.paint or painter.of(operand.ref)
+        painter.keep_whole(crossed, node, "it is broadcast over other channels")
+        whole = Paint(torch.full((1,) * len(shape), WHOLE), operand.sizes, crossed.clean)
         operands = [replace(o, paint=whole) if o is operand else o for o in operands]
     operands = _that_broadcast(operands, shape)
     met: Tensor | None = None
