@@ -98,8 +98,8 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
         paint = painter.of(ref) if painted else None
         if paint is not None:
             ids = paint.ids.reshape(missing + tuple(paint.ids.shape))
-            paint = Paint(ids, missing + crossed, paint.clean)
-        operands.append(_Operand(ref, paint, missing + crossed))
+            paint = Paint(ids, missing + own, paint.clean)
+        operands.append(_Operand(ref, paint, missing + own))
     operands = _that_broadcast(operands, shape)
     crossing = [o for o in operands if o.same and o.num_channels() > 1]
     for operand in sorted(crossing, key=_Operand.num_channels)[:-1]:  # the most channels can stay
