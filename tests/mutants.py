@@ -52,6 +52,12 @@ class Mutant:
         else:
             patch.setattr(cut, "kept_positions", self._positions)
 
+    def touched(self, mask: Mask, trace: Trace) -> Tensor:
+        """Return the positions that the mutant keeps in error, or in place of others."""
+        right, wrong = (read(mask, trace)[self.place] for read in (POSITIONS, self._positions))
+        differ = right != wrong
+        return torch.tensor(sorted({*right[differ].tolist(), *wrong[differ].tolist()}))
+
     def _shrink(self, model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         small = cut.shrink(model, mask, trace)
         name = self.place[0]
