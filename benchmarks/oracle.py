@@ -281,6 +281,7 @@ def _measure_heard(norm: nn.Module, small: nn.Module) -> None:
     """
     width = getattr(small, "normalized_shape", None)
     plain = "rmsnorm" in type(norm).__name__.lower()
+    run = norm.forward
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
         heard = x.flatten(0, -2).abs().amax(0) > 0
@@ -289,7 +290,8 @@ def _measure_heard(norm: nn.Module, small: nn.Module) -> None:
         part = x[..., heard]
         mean = 0.0 if plain else part.mean(-1, keepdim=True)
         variance = (part - mean).square().mean(-1, keepdim=True)
-        return (x - mean) * torch.rsqrt(variance + getattr(norm, "eps", 1e-5)) * heard
+        factor = torch.rsqrt(variance + getattr(norm, "eps", 1e-5))
+        return factor if run(x).shape == factor.shape else (x - mean) * factor * heard
 
     norm.forward = forward  # type: ignore[method-assign]
 
