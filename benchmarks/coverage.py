@@ -35,6 +35,9 @@ pixels.
   different: the remaining values show which were removed. *unmatched*: they do not show it.
   *nothing*: nothing can be cut. *memory*: measuring it takes more memory than allowed (the option
   `--gigabytes`).
+- *transformers, by their configs*: the models of its `AutoModel` that a general small config and a
+  few inputs suit (`benchmarks/auto_models.py`). A model for text and images runs on text alone if
+  it accepts that; its layers for images are then not used, and kept whole.
 - *error*, *least effect*: from `verify`, the largest error, and the change of the output by the
   group that affects it least, both relative to the output. *unproven*: `verify` fails, so regrow
   would refuse to cut.

@@ -67,8 +67,15 @@ def options(about: str, out: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
-    """Measure what is missing, packages of small networks first, and return all lines."""
+def run(
+    given: argparse.Namespace,
+    tools: Sequence[str],
+    measure: Callable[[str, str], Line] | None = None,
+) -> list[Line]:
+    """Measure what is missing, packages of small networks first, and return all lines.
+
+    ``measure`` is called with a network's name and a tool's; ``one`` if not given.
+    """
     start = time.monotonic()
     measured = [] if given.again else rows(given.out)
     done = {(x["network"], x["tool"]) for x in measured if x["commit"] != given.stale}
@@ -86,7 +93,7 @@ def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
             break
         for tool in tools:
             if (name, tool) not in done:
-                row = _in_process(name, tool, given)
+                row = _in_process(name, tool, given, measure or one)
                 with given.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(_short(row), flush=True)
@@ -118,13 +125,15 @@ def _short(row: Mapping[str, Any]) -> str:
     )
 
 
-def _in_process(name: str, tool: str, given: argparse.Namespace) -> Line:
+def _in_process(
+    name: str, tool: str, given: argparse.Namespace, measure: Callable[[str, str], Line]
+) -> Line:
     """Measure one network with one tool in a process forked from this one."""
     base = {"network": name, "tool": tool, **_circumstances(name)}
     start = time.monotonic()
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_limited, args=(name, tool, given, sending))
+    process = context.Process(target=_limited, args=(name, tool, given, measure, sending))
     process.start()
     sending.close()
     row: Line | None = None
@@ -145,13 +154,19 @@ def _in_process(name: str, tool: str, given: argparse.Namespace) -> Line:
     return base | {"outcome": "killed", "message": f"exit code {process.exitcode}"}
 
 
-def _limited(name: str, tool: str, given: argparse.Namespace, sending: Connection) -> None:
+def _limited(
+    name: str,
+    tool: str,
+    given: argparse.Namespace,
+    measure: Callable[[str, str], Line],
+    sending: Connection,
+) -> None:
     """Measure within limits on memory and CPU time, and send the row to the parent process."""
     most = int(given.gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (int(given.seconds), int(given.seconds) + 5))
     with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
-        row = one(name, tool)
+        row = measure(name, tool)
     sending.send(row)
 
 

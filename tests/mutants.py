@@ -1,22 +1,27 @@
 """Deliberately wrong cuts: each differs from the right one in a tensor that matters."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.surgery import Trace, cut, proof
+from cutting import KINDS as CUT
+from cutting import random_mask
+from regrow.surgery import Trace, cut, proof, trace, verify
+from regrow.surgery.alive import called, drawn_like, enlivened
 from regrow.surgery.mask import Mask
+from regrow.surgery.oracle import silence
 
 Keys = dict[tuple[str, int], Tensor]
 KINDS = ("shifted", "swapped", "statistic", "reader", "noise")
 
 
-def wrongly(kind: str, trace: Trace, mask: Mask, *, seed: int) -> "Mutant | None":
+def wrongly(kind: str, found: Trace, mask: Mask, *, seed: int) -> "Mutant | None":
     """Return a mutant of a kind, at a random place; None if the network has no place for it."""
-    slots = {(s.tensor, s.dim): s for n in mask.kept for s in trace.groups[n].slots}
-    right = cut.kept_positions(mask, trace)
+    slots = {(s.tensor, s.dim): s for n in mask.kept for s in found.groups[n].slots}
+    right = cut.kept_positions(mask, found)
     choice = random.Random(seed)
     if kind == "noise":
         tensors = [t for t, _ in right if not t.endswith(".bias") and ":" not in t]
@@ -96,3 +101,47 @@ class Mutant:
 
 
 POSITIONS = cut.kept_positions
+
+
+def survivors(net: nn.Module, shape: Any, *, num: int, seed: int) -> tuple[int, Any]:
+    """Prove the right cut and so many wrong ones; return how many were made, and what got by."""
+    found = trace(net, shape)
+    mask = random_mask(found, seed=seed, kinds=(*CUT, "head"))
+    if not mask.kept:
+        return 0, []
+    right = verify(net, mask, found)
+    missed = [] if right.ok else [str(right)]
+    made = 0
+    for i in range(num):
+        mutant = wrongly(KINDS[(seed + i) % len(KINDS)], found, mask, seed=seed + i)
+        if mutant is None:
+            continue
+        made += 1
+        with pytest.MonkeyPatch.context() as patch:
+            mutant.at_work(patch)
+            result = verify(net, mask, found, sensitivity=right.sensitivity)
+            passes = result.error <= result.tolerance
+        if passes and _is_heard(net, mutant, mask, found):
+            missed.append(repr(mutant))
+    return made, missed
+
+
+def _is_heard(net: nn.Module, mutant: Mutant, mask: Mask, found: Trace) -> bool:
+    """Tell whether what a mutant gets wrong affects the output of the silenced network.
+
+    Queries of a single key do not, nor do channels that another group removes.
+    """
+    example = drawn_like(found.example, torch.Generator().manual_seed(0))
+    quiet = silence(enlivened(net, example), mask, found)
+    before = called(quiet, example)
+    name, dim = mutant.place
+    tensor = dict([*quiet.named_parameters(), *quiet.named_buffers()])[name]
+    factor = torch.ones(tensor.shape)
+    if mutant.kind == "noise":
+        factor += torch.rand(tensor.shape)
+    else:
+        touched = mutant.touched(mask, found)
+        factor.index_add_(dim, touched, torch.rand_like(factor.index_select(dim, touched)))
+    with torch.no_grad():
+        tensor.mul_(factor)
+    return proof.difference(called(quiet, example), before) > 1e-6

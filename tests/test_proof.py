@@ -13,15 +13,13 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cutting import KINDS as CUT
 from cutting import random_mask
-from mutants import KINDS, Mutant, wrongly
+from mutants import KINDS, survivors, wrongly
 from regrow.errors import TraceError
 from regrow.models import MODELS, ModelSpec, build
 from regrow.surgery import Trace, blocks, proof, prove, sensitivities, trace, trial, verify
-from regrow.surgery.alive import called, drawn_like, enlivened
+from regrow.surgery.alive import enlivened
 from regrow.surgery.mask import Mask
-from regrow.surgery.oracle import silence
 
 SHAPE = (1, 3, 8, 8)
 
@@ -485,50 +483,6 @@ def networks_of_the_table() -> Iterator[tuple[str, nn.Module, Any]]:
     for name in table.names():
         if name.startswith(("transformers/", "torch/", "diffusers/")) or name in ATTENTIVE:
             yield name, *table.build(name)
-
-
-def survivors(net: nn.Module, shape: Any, *, num: int, seed: int) -> tuple[int, Any]:
-    """Prove the right cut and so many wrong ones; return how many were made, and what got by."""
-    found = trace(net, shape)
-    mask = random_mask(found, seed=seed, kinds=(*CUT, "head"))
-    if not mask.kept:
-        return 0, []
-    right = verify(net, mask, found)
-    missed = [] if right.ok else [str(right)]
-    made = 0
-    for i in range(num):
-        mutant = wrongly(KINDS[(seed + i) % len(KINDS)], found, mask, seed=seed + i)
-        if mutant is None:
-            continue
-        made += 1
-        with pytest.MonkeyPatch.context() as patch:
-            mutant.at_work(patch)
-            result = verify(net, mask, found, sensitivity=right.sensitivity)
-            passes = result.error <= result.tolerance
-        if passes and _is_heard(net, mutant, mask, found):
-            missed.append(repr(mutant))
-    return made, missed
-
-
-def _is_heard(net: nn.Module, mutant: Mutant, mask: Mask, found: Trace) -> bool:
-    """Tell whether what a mutant gets wrong affects the output of the silenced network.
-
-    Queries of a single key do not, nor do channels that another group removes.
-    """
-    example = drawn_like(found.example, torch.Generator().manual_seed(0))
-    quiet = silence(enlivened(net, example), mask, found)
-    before = called(quiet, example)
-    name, dim = mutant.place
-    tensor = dict([*quiet.named_parameters(), *quiet.named_buffers()])[name]
-    factor = torch.ones(tensor.shape)
-    if mutant.kind == "noise":
-        factor += torch.rand(tensor.shape)
-    else:
-        touched = mutant.touched(mask, found)
-        factor.index_add_(dim, touched, torch.rand_like(factor.index_select(dim, touched)))
-    with torch.no_grad():
-        tensor.mul_(factor)
-    return proof.difference(called(quiet, example), before) > 1e-6
 
 
 @pytest.mark.parametrize(("name", "arguments"), OURS)
