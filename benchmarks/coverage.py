@@ -21,6 +21,7 @@ import harness
 import networks
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
+MUTATIONS = Path(__file__).parent / "mutations.jsonl"
 LARGE = 1e6  # parameters; the peak memory of smaller networks is mostly Python's
 HEAD = """\
 # Network coverage: what regrow can prune
@@ -91,6 +92,7 @@ def page(lines: Sequence[harness.Line]) -> str:
         _attention(lines),
         NOTES,
         _reasons(lines),
+        _wrong_cuts(),
         _missing(lines),
     ]
     for family in _families(lines):
@@ -98,6 +100,22 @@ def page(lines: Sequence[harness.Line]) -> str:
         versions = ", ".join(dict.fromkeys(str(line["version"]) for line in own))
         parts += [f"## {family} ({versions})\n", _table(own)]
     return "\n".join(parts)
+
+
+def _wrong_cuts() -> str:
+    """Return a sentence about the deliberately wrong cuts that proofs were tried on, if any."""
+    lines = harness.rows(MUTATIONS)
+    judged = [line for line in lines if line.get("made")]
+    if not judged:
+        return ""
+    made = sum(line["made"] for line in judged)
+    missed = [f"{line['network']} {name}" for line in judged for name in line["missed"]]
+    told = f"did not notice: {'; '.join(missed)}" if missed else "noticed all of them"
+    date = max(line["date"] for line in judged)
+    return (
+        f"{made} deliberately wrong cuts of {len(judged)} networks were made "
+        f"(`benchmarks/mutations.py`, {date}): their proofs {told}.\n"
+    )
 
 
 def _missing(lines: Sequence[harness.Line]) -> str:

@@ -276,7 +276,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     "complex parameters": (
         lambda: Net(lambda m, x: m.out(m.b(m.a(x).to(torch.complex64)).real), a=conv(3, 8),
                     b=nn.Conv2d(8, 6, 3, dtype=torch.complex64), out=conv(6, 2)),
-        {}, {"a": "view_as_real", "b": COMPUTED},
+        {}, {"a": "computed or constant", "b": COMPUTED},
     ),
     "buffer for a weight": (
         lambda: Net(lambda m, x: m.out(F.conv2d(m.a(x).relu(), m.w)), a=conv(3, 8),
@@ -447,8 +447,8 @@ class Experts(nn.Module):
         self.gate = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        each = x.repeat(4, 1).view(4, -1, 16)
-        y = torch.bmm(torch.bmm(each, self.up).relu(), self.down)
+        each = x.t().expand(4, -1, -1)
+        y = torch.bmm(torch.bmm(self.up.mT, each).relu().mT, self.down)
         y = y * self.gate(x).softmax(-1).t().unsqueeze(-1)
         return torch.add(x, y.sum(0))
 
