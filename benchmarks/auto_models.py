@@ -74,71 +74,61 @@ MORE = {
 
 NAMES = frozenset(
     words("""
-    AXK1Model AXK2Model AfmoeModel Aimv2VisionModel Apertus1p5TextModel ApertusModel ArceeModel
-    AriaModel AriaTextModel AudioFlamingo3Model AyaVisionModel BailingHybridModel BeamModel
-    BertGenerationEncoder BertModel BigBirdPegasusModel BioGptModel BitModel BitNetModel
-    BlenderbotSmallModel BloomModel CLIPTextModel CLIPVisionModel CamembertModel
-    ChineseCLIPVisionModel CodeGenModel Cohere2Model Cohere2MoeModel Cohere2VisionModel
-    CohereModel Cosmos3OmniModel CpmAntModel CvtModel CwmModel DINOv3ConvNextModel
-    DINOv3ViTModel DPRQuestionEncoder DPTModel Data2VecAudioModel Data2VecTextModel
-    Data2VecVisionModel DebertaModel DeepseekOcr2Model DeepseekV2Model DeepseekV32Model
-    DeepseekV3Model DeepseekV4Model DeepseekVLHybridModel DeepseekVLModel DiffLlamaModel
-    Dinov2WithRegistersModel DistilBertModel DogeModel DonutSwinModel DoryModel
-    EdgeTamVideoModel EncodecModel Ernie4_5Model Ernie4_5_MoeModel ErnieModel EsmModel
-    EuroBertModel EvollaModel Exaone4Model Exaone4_5_Model ExaoneMoeModel FSMTModel
-    FalconH1Model FalconMambaModel FalconModel FastSpeech2ConformerModel
-    FastSpeech2ConformerWithHifiGan FlaubertModel FlavaModel FlexOlmoModel FlintModel
-    FocalNetModel FuyuModel GLPNModel GPT2Model GPTBigCodeModel GPTJModel GPTNeoXJapaneseModel
-    GPTNeoXModel Gemma2Model Gemma3Model Gemma3TextModel Gemma4AudioModel Gemma4UnifiedModel
-    GemmaModel GitModel Glm46VModel Glm4Model Glm4MoeLiteModel Glm4MoeModel Glm4vModel
-    Glm4vMoeModel Glm4vMoeTextModel Glm4vTextModel GlmAsrEncoder GlmAsrModel GlmImageModel
-    GlmImageTextModel GlmModel GlmMoeDsaModel GlmOcrModel GlmOcrTextModel GotOcr2Model
-    GptOssModel GradiumPhononTTSModel GraniteDoclingTextModel GraniteModel GraniteMoeModel
-    GraniteMoeSWAModel GraniteMoeSharedModel GraniteSWAModel GraniteSpeechModel
-    GraniteSpeechPlusModel GteModel HGNetV2Backbone HYV3Model HYV4Model HYV4VLModel
-    HYV4VLTextModel HeliumModel HiggsAudioV2ForConditionalGeneration HrmTextModel HubertModel
-    HunYuanDenseV1Model HunYuanMoEV1Model HyperCLOVAXModel HyperCLOVAXVisionV2Model IJepaModel
-    Idefics2Model Idefics3Model ImageGPTModel Inkling2LoopTextModel Inkling2TextModel
-    InklingModel InklingTextModel InternVLModel InternVLVisionModel Jais2Model JetMoeModel
-    JinaEmbeddingsV3Model Kimi_K25Model Kolibri1Model Kosmos2_5Model LagunaModel LaraMiniModel
-    LasrEncoder LasrForCTC LayoutLMv3Model Lfm2Model Lfm2MoeModel Lfm2VlModel LightOnOcrModel
-    Llama4TextModel LlamaModel LlavaModel LlavaNextModel LlavaNextVideoModel LlavaOnevisionModel
-    LongformerModel MBartModel MLCDVisionModel MT5Model MambaModel MarkupLMModel
-    Mask2FormerModel MaskFormerModel MaskFormerSwinModel MellumModel MiMoV2FlashModel
-    MimiEncoderModel MiniCPM3Model MiniCPMOcrModel MiniCPMV4_6Model MiniCPMV4_7Model
-    MiniMaxM2Model MiniMaxM3VLModel MiniMaxM3VLTextModel MiniMaxModel Ministral3Model
-    MinistralModel Mistral3Model Mistral4Model MistralLarge4Model MistralLarge4TextModel
-    MistralModel MixtralModel MllamaModel MobileNetV1Model MobileNetV2Model
+    AfmoeModel Aimv2VisionModel Apertus1p5TextModel ApertusModel ArceeModel AriaModel
+    AriaTextModel AudioFlamingo3Model AyaVisionModel BeamModel BertGenerationEncoder BertModel
+    BigBirdPegasusModel BioGptModel BitModel BitNetModel BlenderbotSmallModel BloomModel
+    CLIPTextModel CLIPVisionModel CamembertModel ChineseCLIPVisionModel CodeGenModel
+    Cohere2Model Cohere2MoeModel Cohere2VisionModel CohereModel Cosmos3OmniModel CpmAntModel
+    CvtModel CwmModel DINOv3ConvNextModel DINOv3ViTModel DPRQuestionEncoder DPTModel
+    Data2VecAudioModel Data2VecTextModel Data2VecVisionModel DebertaModel DeepseekV4Model
+    DeepseekVLHybridModel DeepseekVLModel DiffLlamaModel Dinov2WithRegistersModel
+    DistilBertModel DogeModel DonutSwinModel DoryModel EncodecModel Ernie4_5Model
+    Ernie4_5_MoeModel ErnieModel EsmModel EuroBertModel EvollaModel Exaone4Model Exaone4_5_Model
+    ExaoneMoeModel FSMTModel FalconH1Model FalconMambaModel FastSpeech2ConformerModel
+    FlaubertModel FlavaModel FlexOlmoModel FlintModel FocalNetModel FuyuModel GLPNModel
+    GPT2Model GPTBigCodeModel GPTJModel GPTNeoXJapaneseModel GPTNeoXModel Gemma2Model
+    Gemma3Model Gemma3TextModel Gemma4AudioModel GemmaModel GitModel Glm4Model Glm4MoeModel
+    GlmAsrEncoder GlmAsrModel GlmModel GotOcr2Model GptOssModel GradiumPhononTTSModel
+    GraniteDoclingTextModel GraniteModel GraniteMoeModel GraniteMoeSWAModel
+    GraniteMoeSharedModel GraniteSWAModel GraniteSpeechModel GraniteSpeechPlusModel GteModel
+    HGNetV2Backbone HYV3Model HYV4Model HeliumModel HiggsAudioV2ForConditionalGeneration
+    HrmTextModel HubertModel HunYuanDenseV1Model HunYuanMoEV1Model HyperCLOVAXModel
+    HyperCLOVAXVisionV2Model IJepaModel Idefics2Model Idefics3Model ImageGPTModel
+    Inkling2LoopTextModel Inkling2TextModel InklingModel InklingTextModel InternVLModel
+    InternVLVisionModel Jais2Model JetMoeModel JinaEmbeddingsV3Model Kolibri1Model
+    Kosmos2_5Model LagunaModel LaraMiniModel LasrEncoder LasrForCTC Lfm2Model Lfm2VlModel
+    LightOnOcrModel Llama4TextModel LlamaModel LlavaModel LlavaNextModel LlavaNextVideoModel
+    LlavaOnevisionModel LongformerModel MBartModel MLCDVisionModel MT5Model MambaModel
+    MarkupLMModel MaskFormerModel MaskFormerSwinModel MellumModel MiMoV2FlashModel
+    MimiEncoderModel MiniCPMOcrModel MiniCPMV4_6Model MiniCPMV4_7Model MiniMaxM2Model
+    MiniMaxM3VLModel MiniMaxM3VLTextModel MiniMaxModel Ministral3Model MinistralModel
+    Mistral3Model MistralModel MixtralModel MllamaModel MobileNetV1Model MobileNetV2Model
     ModernBertDecoderModel ModernVBertModel Molmo2TextModel MoshiModel
     MossTranscribeDiarizeAudioModel MossTranscribeDiarizeModel MptModel MraModel
     MuseGlimmerModel MuseGlimmerTextModel MuseSparkTextModel MusicFlamingoModel MvpModel
     NanoChatModel Nemotron3DiarizationAudioModel Nemotron3_5TranscribeAsrAudioModel
-    NemotronAsrStreamingEncoder NemotronHModel NemotronModel NeoMMEModel NeuCodecModel
-    NllbMoeModel NomicBertModel OPTModel Olmo2Model Olmo3Model OlmoHybridModel OlmoModel
-    OlmoeModel OmniASRAudioModel OmniASRCTCModel OmniASRModel OneFormerModel
-    OpenAIPrivacyFilterModel Ovis2Model PLBartModel PPOCRV5MobileRecModel PPOCRV5ServerRecModel
-    PPOCRV6MediumDetModel PPOCRV6SmallRecModel PPOCRV6TinyRecModel PaddleOCRVLModel
-    PaliGemmaModel ParakeetEncoder ParakeetForCTC PeAudioEncoder PeAudioVideoEncoder
-    PeAudioVideoModel PeVideoEncoder PegasusXModel PerceptionLMModel PersimmonModel Phi3Model
-    Phi4MultimodalModel PhiModel PhimoeModel PixioModel PixtralVisionModel
+    NemotronAsrStreamingEncoder NemotronModel NeoMMEModel NllbMoeModel NomicBertModel OPTModel
+    Olmo2Model Olmo3Model OlmoHybridModel OlmoModel OlmoeModel OmniASRAudioModel OmniASRCTCModel
+    OmniASRModel OpenAIPrivacyFilterModel Ovis2Model PLBartModel PPOCRV5MobileRecModel
+    PPOCRV5ServerRecModel PPOCRV6SmallRecModel PPOCRV6TinyRecModel PaliGemmaModel
+    ParakeetEncoder ParakeetForCTC PeAudioEncoder PeVideoEncoder PegasusXModel PersimmonModel
+    Phi3Model Phi4MultimodalModel PhiModel PhimoeModel PixioModel PixtralVisionModel
     PocketTTSAudioTokenizerEncoderModel PocketTTSModel PvtModel PvtV2Model QianfanOCRModel
     QianfanOCRVisionModel Qwen2AudioEncoder Qwen2AudioModel Qwen2Model Qwen2MoeModel
-    Qwen2VLModel Qwen2VLTextModel Qwen2_5OmniThinkerModel Qwen2_5_VLModel Qwen2_5_VLTextModel
     Qwen3ASRModel Qwen3Model Qwen3MoeModel Qwen3OmniMoeThinkerModel Qwen3VLModel Qwen3VLMoeModel
-    Qwen3VLMoeTextModel Qwen3VLTextModel Qwen3_5Model Qwen3_5TextModel RTDetrModel RTDetrV2Model
-    RadioModel RegNetModel RfDetrModel RoCBertModel RobertaModel RobertaPreLayerNormModel
-    RwkvModel SEWDModel SEWModel Sam2VideoModel Sam3LiteTextTextModel Sam3ViTModel
-    Sam3VisionModel SamHQVisionModel SamVisionModel Sapiens2Model SeedOssModel SegformerModel
-    SiglipVisionModel SmolLM3Model SmolVLMModel SolarOpenModel SplinterModel StableLmModel
-    Starcoder2Model SwiftFormerModel Swin2SRModel T5Gemma2Model T5GemmaModel T5Model TapasModel
-    TextNetModel TimesFm2_5Model TimesformerModel TimmWrapperModel Tipsv2Model Tipsv2TextModel
-    Tipsv2VisionModel TvpModel UltraVBertModel UltrabertModel UniSpeechModel UniSpeechSatModel
-    UnivNetModel UnlimitedOcrModel VJEPA2Model VaultGemmaModel ViTMAEModel ViTMSNModel ViTModel
-    VibeVoiceAcousticTokenizerEncoderModel VideoLlama3Model VideoLlavaModel VipLlavaModel
-    VisualBertModel VitDetModel VitsModel VoxtralEncoder VoxtralModel VoxtralRealtimeEncoder
-    Wav2Vec2BertModel Wav2Vec2ConformerModel WavLMModel WavTokenizerEncoderModel XGLMModel
-    XLMRobertaModel XLMRobertaXLModel Xcodec2Model YolosModel YosoModel YoutuModel ZayaModel
-""")
+    Qwen3VLMoeTextModel Qwen3VLTextModel Qwen3_5Model Qwen3_5TextModel RadioModel RegNetModel
+    RfDetrModel RoCBertModel RobertaModel RobertaPreLayerNormModel RwkvModel SEWDModel SEWModel
+    Sam3LiteTextTextModel Sam3ViTModel Sam3VisionModel SamHQVisionModel SamVisionModel
+    Sapiens2Model SeedOssModel SegformerModel SiglipVisionModel SmolLM3Model SmolVLMModel
+    SolarOpenModel SplinterModel StableLmModel Starcoder2Model SwiftFormerModel Swin2SRModel
+    T5Gemma2Model T5GemmaModel T5Model TapasModel TextNetModel TimesFm2_5Model TimesformerModel
+    TimmWrapperModel Tipsv2Model Tipsv2TextModel Tipsv2VisionModel UltraVBertModel
+    UltrabertModel UniSpeechModel UniSpeechSatModel UnivNetModel UnlimitedOcrModel VJEPA2Model
+    VaultGemmaModel ViTMAEModel ViTMSNModel ViTModel VideoLlama3Model VideoLlavaModel
+    VipLlavaModel VisualBertModel VitDetModel VitsModel VoxtralEncoder VoxtralModel
+    VoxtralRealtimeEncoder Wav2Vec2BertModel Wav2Vec2ConformerModel WavLMModel
+    WavTokenizerEncoderModel XGLMModel XLMRobertaModel XLMRobertaXLModel YolosModel YosoModel
+    """)
 )
 
 

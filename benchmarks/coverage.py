@@ -27,8 +27,8 @@ HEAD = """\
 # Network coverage: what regrow can prune
 
 Written by `benchmarks/coverage.py` from {num} networks with random weights, cut to half their
-width: every second unit of every group is removed. Measured {dates} at {commits}, torch {torch},
-one thread, {machine}. Torchvision's detectors with a ResNet-50 do not enlarge their images of 160
+width: every second unit of every group is removed. Measured {dates} at
+{commits}, torch {torch}, one thread, {machine}. Torchvision's detectors with a ResNet-50 do not enlarge their images of 160
 pixels.
 
 - *exact*: the cut network equals the original with zeros in the removed parameters (float64, within
@@ -38,7 +38,8 @@ pixels.
   `--gigabytes`).
 - *transformers, by their configs*: the models of its `AutoModel` that a general small config and a
   few inputs suit (`benchmarks/auto_models.py`). A model for text and images runs on text alone if
-  it accepts that; its layers for images are then not used, and kept whole.
+  it accepts that; its layers for images are then not used, and kept whole. They count as
+  feed-forward layers that are not narrower.
 - *error*, *least effect*: from `verify`, the largest error, and the change of the output by the
   group that affects it least, both relative to the output. *unproven*: `verify` fails, so regrow
   would refuse to cut.

@@ -40,7 +40,7 @@ from regrow.surgery.tape import output_tensors
 
 SHOWN = 1e-3  # relative change of the output below which a cut cannot be judged
 WRONG = 1e-6  # largest relative error of an exact cut; in float64 its error is far below
-WRONG_FLOAT = 1e-3  # the same if a network's code does not run in float64
+WRONG_FLOAT = 1e-3  # the same if a network's code does not run in float64, or casts to float32
 PATIENCE = 5  # a process is killed after its limit of CPU seconds times this, by the clock
 Line = dict[str, Any]
 
@@ -270,6 +270,8 @@ def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Li
             return {"outcome": "unmatched"}
         raise
     single = next(live.parameters()).dtype != torch.float64
+    if not single and error > WRONG:
+        single = oracle.rounds_to_float32(live, wide)
     rounding = oracle.rounding(live, wide)
     if math.isinf(rounding):  # rounding changes the number of the outputs, as of detections
         return {"outcome": "unmatched"}

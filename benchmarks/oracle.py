@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.alive import called, enlivened
@@ -92,6 +93,25 @@ def rounding(net: nn.Module, example: Any) -> float:
         return x * (1 - 4 * torch.finfo(x.dtype).eps * down)
 
     return _distance(called(net, tree_map(nudged, example)), called(net, example))
+
+
+def rounds_to_float32(net: nn.Module, example: Any) -> bool:
+    """Return whether a network in float64 casts some of its numbers to float32."""
+
+    class Casts(TorchDispatchMode):
+        found = False
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten._to_copy.default and result.dtype == torch.float32:
+                self.found |= args[0].dtype == torch.float64
+            return result
+
+    with Casts() as casts:  # type: ignore[no-untyped-call]
+        called(net, example)
+    return bool(casts.found)
 
 
 def shapes(output: Any) -> list[tuple[int, ...]]:
@@ -238,22 +258,26 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
     first = isinstance(norm, nn.GroupNorm) or "2d" in kind
     first = first or getattr(norm, "data_format", "") == "channels_first"
 
+    scaled_before = "InputScaled" in kind
     run = norm.forward
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
         channels = 1 if first or _takes_maps(norm, run, x) else x.dim() - 1
         over = tuple(range(1, x.dim())) if dims == "map" else (channels,)
-        part = x.index_select(channels, kept)
-        mean = 0.0 if plain else part.mean(over, keepdim=True)
-        variance = (part - mean).square().mean(over, keepdim=True)
         wide = [1] * x.dim()
         wide[channels] = -1
-        result = (x - mean) * torch.rsqrt(variance + eps)
         weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+        scale = torch.ones(1)
         if weight is not None:
             gone = torch.zeros_like(weight)
             gone[kept] = _offset(norm, run, x)
-            result = result * (weight + gone).view(wide)
+            scale = (weight + gone).view(wide)
+        x = x * scale if scaled_before else x
+        part = x.index_select(channels, kept)
+        mean = 0.0 if plain else part.mean(over, keepdim=True)
+        variance = (part - mean).square().mean(over, keepdim=True)
+        result = (x - mean) * torch.rsqrt(variance + eps)
+        result = result if scaled_before else result * scale
         result = result if bias is None else result + bias.view(wide)
         return norm.act(result) if isinstance(getattr(norm, "act", None), nn.Module) else result
 
