@@ -28,8 +28,8 @@ HEAD = """\
 
 Written by `benchmarks/coverage.py` from {num} networks with random weights, cut to half their
 width: every second unit of every group is removed. Measured {dates} at
-{commits}, torch {torch}, one thread, {machine}. Torchvision's detectors with a ResNet-50 do not enlarge their images of 160
-pixels.
+{commits}, torch {torch}, one thread, {machine}. Torchvision's detectors with a ResNet-50 do not
+enlarge their images of 160 pixels.
 
 - *exact*: the cut network equals the original with zeros in the removed parameters (float64, within
   1e-6 of the output). This is checked without regrow's records, in a copy with new values, all
