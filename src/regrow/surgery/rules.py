@@ -100,14 +100,14 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
             ids = paint.ids.reshape(missing + tuple(paint.ids.shape))
             paint = Paint(ids, missing + own, paint.clean)
         operands.append(_Operand(ref, paint, missing + own))
-    operands = _that_broadcast(operands, shape)
+    operands = _note_broadcasts(operands, shape)
     crossing = [o for o in operands if o.same and o.num_channels() > 1]
     for operand in sorted(crossing, key=_Operand.num_channels)[:-1]:  # the most channels can stay
         crossed = operand.paint or painter.of(operand.ref)
         painter.keep_whole(crossed, node, "it is broadcast over other channels")
         whole = Paint(torch.full((1,) * len(shape), WHOLE), operand.sizes, crossed.clean)
         operands = [replace(o, paint=whole) if o is operand else o for o in operands]
-    operands = _that_broadcast(operands, shape)
+    operands = _note_broadcasts(operands, shape)
     met: Tensor | None = None
     for operand in operands:
         if operand.paint is None:
@@ -133,8 +133,8 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     return result, operands
 
 
-def _that_broadcast(operands: Sequence[_Operand], shape: Sequence[int]) -> list[_Operand]:
-    """Note which operands are the same for all channels of any of them."""
+def _note_broadcasts(operands: Sequence[_Operand], shape: Sequence[int]) -> list[_Operand]:
+    """Note for each operand whether it is the same for all channels of another one."""
     coloured = {d for o in operands if o.paint is not None for d in o.paint.coloured_dims()}
     return [replace(o, same=any(o.sizes[d] == 1 < shape[d] for d in coloured)) for o in operands]
 

@@ -109,7 +109,7 @@ def _block(own: Sequence[int], new: Sequence[int]) -> tuple[int, int]:
 
 @rule("aten::view_as_complex", "aten::view_as_real")
 def _as_complex(painter: Painter, node: Node) -> None:
-    """Read pairs of channels as complex numbers, or these as pairs; within heads they stay."""
+    """Follow pairs of channels to complex numbers and back; pairs and heads stay complete."""
     source = painter.of(node.args[0])
     if node.name == "aten::view_as_real":
         ids = source.ids.unsqueeze(-1)
