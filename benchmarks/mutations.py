@@ -39,6 +39,9 @@ def caught(name: str, tool: str, *, cuts: int) -> harness.Line:
         memory = "allocate memory" in str(error) or "bad_alloc" in str(error)
         outcome = "memory" if memory else "crash"
         return {"outcome": outcome, "message": f"{type(error).__name__}: {error}"[:300]}
+    unproven = [text for text in missed if text.startswith(("Not proven", "Wrong"))]
+    if unproven:  # a cut that is right, or should be, is not proven: regrow refuses it
+        return {"outcome": "unproven", "message": unproven[0][:300]}
     return {"outcome": "missed" if missed else "caught", "made": made, "missed": missed}
 
 

@@ -268,6 +268,21 @@ def test_a_network_that_amplifies_roundings_is_allowed_what_they_do(
         assert "rounding alone changes the network's output" in str(result)
 
 
+def test_roundings_in_float32_that_a_network_amplifies_are_no_wrong_cut() -> None:
+    class ByItsNorm(Amplifying):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x.flatten(1)).relu()
+            size = hidden.float().square().sum(1, keepdim=True).sqrt().to(x)
+            return torch.sin(self.gain * self.out(hidden / size))
+
+    net = ByItsNorm(1e5)
+    found = trace(net, SHAPE)
+    result = verify(net, random_mask(found), found)
+    assert not result.ok
+    assert result.wrong == ()
+    assert "Such a network cannot be compared" in str(result)
+
+
 class Tied(nn.Module):
     """Returns the numbers that a sum in another order makes larger, as a detector's tied boxes."""
 

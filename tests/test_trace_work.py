@@ -67,9 +67,9 @@ def test_what_rounding_does_to_a_network_is_measured_once(monkeypatch: pytest.Mo
         calls["off"] += 1
         return off(*args)  # type: ignore[arg-type]
 
-    def rounding(*args: object) -> float:
+    def rounding(*args: object, **kwargs: object) -> float:
         calls["rounded"] += 1
-        return rounded(*args)  # type: ignore[arg-type]
+        return rounded(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trial.Trials, "_off", judging)
     monkeypatch.setattr(proof, "_rounded", rounding)

@@ -373,7 +373,7 @@ def compare(
     tolerance = ALLOWED[dtype]
     if error <= tolerance:
         return Compared(error, tolerance)
-    rounded = _rounded(quiet, inputs, expected, call)
+    rounded = _rounded(quiet, inputs, expected, call, dtype=dtype)
     blind = not rounded <= MOST_ALLOWED[dtype]
     if other is not None and not blind:
         raise TraceError(other)
@@ -390,7 +390,7 @@ def is_steady(net: nn.Module, example: Any) -> bool:
         net = duplicate(net).float()
     x = _as(example, torch.float32)
     try:
-        return _rounded(net, [x], [called(net, x)], called) <= STEADY
+        return _rounded(net, [x], [called(net, x)], called, dtype=torch.float32) <= STEADY
     except TraceError:  # its code fixes another precision
         return False
 
@@ -461,16 +461,25 @@ def _rounds_to_float32(quiet: nn.Module, inputs: Sequence[Any]) -> bool:
 
 
 def _rounded(
-    quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any], call: _Call
+    quiet: nn.Module,
+    inputs: Sequence[Any],
+    expected: Sequence[Any],
+    call: _Call,
+    *,
+    dtype: torch.dtype,
 ) -> float:
-    """Return how much outputs change when inputs and weights change in their last two bits."""
+    """Return how much outputs change when inputs and weights change in the last two bits.
+
+    ``dtype`` is the precision of these: float32 also for a network in float64 that casts to it.
+    """
+    step = 4 * torch.finfo(dtype).eps
     draw = seeded(0, "rounding")
 
     def nudged(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
         down = (torch.rand(leaf.shape, generator=draw) < 0.5).to(leaf)
-        return leaf * (1.0 - 4 * torch.finfo(leaf.dtype).eps * down)
+        return leaf * (1.0 - step * down)
 
     differences = []
     for _ in range(ROUNDINGS):
