@@ -200,15 +200,20 @@ def one(name: str, tool: str) -> Line:
         row |= _judged(net, example, TOOLS[tool], found)
         if found is not None:
             row |= _proven(net, found)
-    except MemoryError:
-        row |= {"outcome": "memory"}
     except Exception as error:
-        short = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
-        memory = "allocate memory" in str(error) or "bad_alloc" in str(error)
-        told = isinstance(error, RegrowError)
-        outcome = "memory" if memory else "refused" if told else "crash"
-        row |= {"outcome": outcome, "message": short, "where": _where(error)}
+        row |= failed(error)
     return row
+
+
+def failed(error: Exception) -> Line:
+    """Return the outcome of a measurement that raised an error, with its message and place."""
+    if isinstance(error, MemoryError):
+        return {"outcome": "memory"}
+    short = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    memory = "allocate memory" in str(error) or "bad_alloc" in str(error)
+    told = isinstance(error, RegrowError)
+    outcome = "memory" if memory else "refused" if told else "crash"
+    return {"outcome": outcome, "message": short, "where": _where(error)}
 
 
 def _where(error: Exception) -> str:
@@ -278,6 +283,8 @@ def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Li
     if math.isinf(error):
         return {"outcome": "broken", "message": "returns other shapes, or no finite numbers"}
     allowed = max(WRONG_FLOAT if single else WRONG, 100 * rounding)
+    if not allowed <= WRONG_FLOAT:  # it draws random numbers, or amplifies rounding
+        return {"outcome": "unmatched", "oracle_error": error}
     outcome = "exact" if error <= allowed else "wrong"
     if outcome == "exact" and moved < SHOWN:
         outcome = "nothing" if not moved else "unseen"

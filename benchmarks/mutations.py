@@ -33,12 +33,8 @@ def caught(name: str, tool: str, *, cuts: int) -> harness.Line:
     try:
         net, example = networks.build(name)
         made, missed = survivors(net, example, num=cuts, seed=zlib.crc32(name.encode()))
-    except MemoryError:
-        return {"outcome": "memory"}
     except Exception as error:
-        memory = "allocate memory" in str(error) or "bad_alloc" in str(error)
-        outcome = "memory" if memory else "crash"
-        return {"outcome": outcome, "message": f"{type(error).__name__}: {error}"[:300]}
+        return harness.failed(error)
     unproven = [text for text in missed if text.startswith(("Not proven", "Wrong"))]
     if unproven:  # a cut that is right, or should be, is not proven: regrow refuses it
         return {"outcome": "unproven", "message": unproven[0][:300]}

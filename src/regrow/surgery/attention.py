@@ -94,7 +94,9 @@ def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
         return whole
     for stays, summed, dim in ((a, b, 1), (b, a, 2)):
         if dim in stays.coloured_dims() and dim in summed.coloured_dims():
-            painter.keep_whole(summed, node, "it is summed over with data that has no channels")
+            painter.keep_whole(
+                summed, node, "it is summed over together with data that is kept whole"
+            )
             return stays
     if 2 in a.coloured_dims() or 1 in b.coloured_dims():
         painter.unite(a.ids.transpose(1, 2), b.ids)
