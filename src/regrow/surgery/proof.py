@@ -146,18 +146,7 @@ def verify(
     cut = cut_groups(mask)
     if sensitivity is not None:
         _check_measured(sensitivity, cut)
-    inputs = inputs_like(model, trace.example)
-    live = enlivened(model, inputs[0], silenced=lambda net: silence(net, mask, trace))
-    if sensitivity is None:
-        sensitivity = sensitivities(model, trace, cut, unit=mask.unit)
-    nets = [model, live]
-    unheard = [name for name in cut if not sensitivity[name] >= LEAST_SHOWN]
-    if unheard and mask.unit == "channel":
-        loud = _louder(live, [trace.groups[name] for name in unheard])
-        moved = _moved(loud, trace, unheard, unit=mask.unit, inputs=inputs)
-        heard = {name: size for name, size in moved.items() if size >= LEAST_SHOWN}
-        sensitivity = {**sensitivity, **heard}
-        nets += [loud] if heard else []
+    nets, inputs, sensitivity = networks_to_compare(model, mask, trace, sensitivity)
     compared = [compare(net, mask, trace, inputs) for net in nets]
     worst = max(compared, key=lambda result: (not result.ok, _order(result.error)))
     wrong: tuple[str, ...] = ()
@@ -171,6 +160,29 @@ def verify(
         wrong=wrong,
         rounded=worst.rounded,
     )
+
+
+def networks_to_compare(
+    model: nn.Module, mask: Mask, trace: Trace, sensitivity: Mapping[str, float] | None
+) -> tuple[list[nn.Module], list[Any], Mapping[str, float]]:
+    """Return a network and its redrawn copies, the inputs to compare them on, and sensitivities.
+
+    The copies are one and, if a group hardly affects its output, one in which it does.
+    """
+    cut = cut_groups(mask)
+    inputs = inputs_like(model, trace.example)
+    live = enlivened(model, inputs[0], silenced=lambda net: silence(net, mask, trace))
+    if sensitivity is None:
+        sensitivity = sensitivities(model, trace, cut, unit=mask.unit)
+    nets = [model, live]
+    unheard = [name for name in cut if not sensitivity[name] >= LEAST_SHOWN]
+    if unheard and mask.unit == "channel":
+        loud = _louder(live, [trace.groups[name] for name in unheard])
+        moved = _moved(loud, trace, unheard, unit=mask.unit, inputs=inputs)
+        heard = {name: size for name, size in moved.items() if size >= LEAST_SHOWN}
+        sensitivity = {**sensitivity, **heard}
+        nets += [loud] if heard else []
+    return nets, inputs, sensitivity
 
 
 def _check_measured(sensitivity: object, cut: Sequence[str]) -> None:
