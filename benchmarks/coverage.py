@@ -115,13 +115,22 @@ def _wrong_cuts(total: int) -> str:
     missed = [f"{line['network']} {name}" for line in judged for name in line["missed"]]
     told = f"did not notice: {'; '.join(missed)}" if missed else "noticed all of them"
     date = max(line["date"] for line in judged)
-    unproven = [line["network"] for line in lines if line["outcome"] == "unproven"]
-    left_out = f" Left out, because their right cut is not proven: {', '.join(unproven)}."
-    return (
+    sentences = [
         f"{made} deliberately wrong cuts of {len(judged)} of the {total} networks were made "
         f"(`benchmarks/mutations.py`, {date}): their proofs {told}."
-        f"{left_out if unproven else ''}\n"
-    )
+    ]
+    refused = [line["network"] for line in judged if "message" in line]
+    if refused:
+        sentences.append(
+            "Groups that hardly affect the output were left out, because regrow refuses to cut "
+            f"them: in {', '.join(refused)}."
+        )
+    others: dict[str, list[str]] = {}
+    for line in lines:
+        if line not in judged:
+            others.setdefault(line["outcome"], []).append(line["network"])
+    sentences += [f"None of ({kind}): {', '.join(names)}." for kind, names in others.items()]
+    return " ".join(sentences) + "\n"
 
 
 def _missing(lines: Sequence[harness.Line]) -> str:

@@ -30,27 +30,23 @@ SMALLER = 96  # pixels: whether a wrong cut shows hardly depends on the size of 
 
 def caught(name: str, tool: str, *, cuts: int) -> harness.Line:
     """Make wrong cuts of a network, and return how many there were and which went unnoticed."""
+    from mutants import judged
+
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    seed = zlib.crc32(name.encode())
     try:
         net, example = networks.build(name)
         small = smaller(net, example)
-        line = _caught(name, net, small, cuts)
-        if line["outcome"] == "unproven" and small is not example:  # too few pixels, perhaps
-            return _caught(name, net, example, cuts)
-        return line
+        result = judged(net, small, num=cuts, seed=seed)
+        if result.refused and small is not example:  # too few pixels, perhaps
+            result = judged(net, example, num=cuts, seed=seed)
     except Exception as error:
         return harness.failed(error)
-
-
-def _caught(name: str, net: nn.Module, example: Any, cuts: int) -> harness.Line:
-    from mutants import survivors
-
-    made, missed = survivors(net, example, num=cuts, seed=zlib.crc32(name.encode()))
-    unproven = [text for text in missed if text.startswith(("Not proven", "Wrong"))]
-    if unproven:  # a cut that is right, or should be, is not proven: regrow refuses it
-        return {"outcome": "unproven", "message": unproven[0][:300]}
-    return {"outcome": "missed" if missed else "caught", "made": made, "missed": missed}
+    without = "unproven" if result.refused else "nothing"
+    outcome = "missed" if result.missed else "caught" if result.made else without
+    line = {"outcome": outcome, "made": result.made, "missed": result.missed}
+    return line | ({"message": result.refused[:300]} if result.refused else {})
 
 
 def smaller(net: nn.Module, example: Any) -> Any:

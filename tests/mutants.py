@@ -1,6 +1,7 @@
 """Deliberately wrong cuts: each differs from the right one in a tensor that matters."""
 
 import random
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -104,31 +105,45 @@ class Mutant:
 POSITIONS = cut.kept_positions
 
 
-def survivors(net: nn.Module, shape: Any, *, num: int, seed: int) -> tuple[int, Any]:
-    """Prove the right cut and so many wrong ones; return how many were made, and what got by.
+@dataclass
+class Judged:
+    """The wrong cuts of a network: how many were made, which got by, what was not cut and why."""
+
+    made: int = 0
+    missed: list[str] = field(default_factory=list)
+    refused: str = ""  # why no cut, or none of some groups, is proven
+
+
+def judged(net: nn.Module, shape: Any, *, num: int, seed: int) -> Judged:
+    """Prove a right cut, and make so many wrong ones in turn of groups whose cut is proven.
 
     What ``verify`` compares for the right cut is compared for the wrong ones, until one differs.
     """
     found = trace(net, shape)
     mask = random_mask(found, seed=seed, kinds=(*CUT, "head"))
     if not mask.kept:
-        return 0, []
+        return Judged()
     right = verify(net, mask, found)
-    missed = [] if right.ok else [str(right)]
+    result = Judged(refused="" if right.ok else str(right))
+    if right.unproven and right.error <= right.tolerance:
+        kept = {name: kept for name, kept in mask.kept.items() if name not in right.unproven}
+        mask = replace(mask, kept=kept)
+        right = verify(net, mask, found)
+    if not right.ok or not right.sensitivity:
+        return result
     nets, inputs, _ = proof.networks_to_compare(net, mask, found, right.sensitivity)
     steady = cache(lambda: proof.is_steady(nets[1], inputs[0]))
-    made = 0
     for i in range(num):
         mutant = wrongly(KINDS[(seed + i) % len(KINDS)], found, mask, seed=seed + i)
         if mutant is None:
             continue
-        made += 1
+        result.made += 1
         with pytest.MonkeyPatch.context() as patch:
             mutant.at_work(patch)
             passes = all(proof.compare(net, mask, found, inputs, steady=steady).ok for net in nets)
         if passes and _is_heard(net, mutant, mask, found):
-            missed.append(repr(mutant))
-    return made, missed
+            result.missed.append(repr(mutant))
+    return result
 
 
 def _is_heard(net: nn.Module, mutant: Mutant, mask: Mask, found: Trace) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cutting import random_mask
-from mutants import KINDS, survivors, wrongly
+from mutants import KINDS, judged, wrongly
 from regrow.errors import TraceError
 from regrow.models import MODELS, ModelSpec, build
 from regrow.surgery import Trace, blocks, proof, prove, sensitivities, trace, trial, verify
@@ -530,9 +530,18 @@ def networks_of_the_table() -> Iterator[tuple[str, nn.Module, Any]]:
 
 @pytest.mark.parametrize(("name", "arguments"), OURS)
 def test_wrong_cuts_are_caught(name: str, arguments: dict[str, Any]) -> None:
-    made, missed = survivors(ours(name, arguments), SHAPE, num=len(KINDS), seed=1)
-    assert made == len(KINDS)
-    assert not missed
+    result = judged(ours(name, arguments), SHAPE, num=len(KINDS), seed=1)
+    assert result.made == len(KINDS)
+    assert not result.missed
+    assert not result.refused
+
+
+# Parts of these hardly affect the output, or do not run: their cuts are refused.
+REFUSED = {
+    "transformers/DeepseekV4Model",
+    "transformers/FlavaModel",
+    "transformers/HiggsAudioV2ForConditionalGeneration",
+}
 
 
 @pytest.mark.slow
@@ -540,16 +549,15 @@ def test_wrong_cuts_are_caught(name: str, arguments: dict[str, Any]) -> None:
     ("made_of", "least"), [(networks, 200), (networks_of_the_table, 12)], ids=["built", "table"]
 )
 def test_wrong_cuts_of_many_networks_are_caught(made_of: Any, least: int) -> None:
-    made, missed, num = 0, dict[str, Any](), 0
+    results = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for seed, (name, net, shape) in enumerate(made_of()):
-            count, got_by = survivors(net, shape, num=6, seed=seed)
-            made, num = made + count, num + bool(count)
-            if got_by:
-                missed[name] = got_by
-    print(f"{made} wrong cuts of {num} networks")
-    assert not missed
+            results[name] = judged(net, shape, num=6, seed=seed)
+    made = sum(result.made for result in results.values())
+    print(f"{made} wrong cuts of {sum(bool(x.made) for x in results.values())} networks")
+    assert {name: x.missed for name, x in results.items() if x.missed} == {}
+    assert {name for name, x in results.items() if x.refused} <= REFUSED
     assert made >= least
 
 
