@@ -123,7 +123,7 @@ def _check(part: Rows, raw: Arrays, *, of: str) -> None:
         side = f"input {name!r}" if name else "input"
         _check_length(values, part.targets, of=of, side=side)
         if named or values.is_floating_point():
-            _check_values(values, None, of=of, side=side, least=0)
+            _check_values(values, None, of=of, side=side)
             continue
         _check_values(values, raw.vocabulary, of=of, side=side)
     if not named and inputs[""].is_floating_point() == (raw.vocabulary is not None):
@@ -146,9 +146,7 @@ def _check_length(inputs: Tensor, targets: Tensor, *, of: str, side: str) -> Non
         )
 
 
-def _check_values(
-    values: Tensor, num: int | None, *, of: str, side: str, least: int | None = None
-) -> None:
+def _check_values(values: Tensor, num: int | None, *, of: str, side: str) -> None:
     """Raise a ``DataError`` for numbers that are not finite and ids outside 0 to ``num`` - 1."""
     if values.is_floating_point():
         bad = ~values.reshape(len(values), -1).isfinite().all(1)
@@ -161,7 +159,7 @@ def _check_values(
     if not len(values):
         return
     low, high = int(values.min()), int(values.max())
-    if num is None and low >= (least or 0):
+    if num is None and low >= 0:
         return
     if num is None or not 0 <= low <= high < num:
         most = "" if num is None else f" to {num - 1}"
