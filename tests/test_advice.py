@@ -1,6 +1,7 @@
 """Which network of a comparison to take, and measurements that stand for several seeds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from regrow.report import summarise, verdicts
 from regrow.report.advice import advice
 from regrow.report.answer import Answer
 from regrow.report.rows import Run
+from regrow.tasks.metric import BITS_PER_BYTE, R_SQUARED
 
 SEEDS = 4
 
@@ -82,11 +84,44 @@ def test_one_seed_decides_nothing() -> None:
     assert "better than" not in found.text
 
 
+def test_networks_are_compared_over_the_seeds_that_all_have() -> None:
+    lost = row("fine-tune", [0.0, 85.0, 85.5, 86.0])[1:]  # without the seed that was hard
+    (found,) = told(WHOLE, lost, row("scratch-b", [10.0, 90.0, 91.1, 90.6]))
+    assert found.short == "Take scratch-b"
+    assert found.text.startswith("90.57 % ")
+    assert "Compared over 3 seeds that all have." in found.text
+    (found,) = told(WHOLE, lost[:1], row("scratch-b", [10.0, 90.0, 91.1, 90.6]))
+    assert found.short == "Not decided"
+    assert "Nothing is tested: the networks have fewer than two seeds in common." in found.text
+    (found,) = told(WHOLE, lost, row("scratch-b", [10.0]))
+    assert found.short == "Not decided"
+    assert "better than" not in found.text
+
+
+def test_a_network_that_is_shown_to_be_worse_is_never_recommended() -> None:
+    fine = replace(R_SQUARED, better="lower", digits=2)
+    scores = {"fine-tune": [0.0040, 0.0041, 0.0042], "scratch-b": [0.0010, 0.00111, 0.0012]}
+    runs = [
+        replace(run, metric=fine, chance=9.0) for arm in scores for run in row(arm, scores[arm])
+    ]
+    (found,) = advice(runs, verdicts(runs))
+    assert found.short == "Take scratch-b", "though both means print as 0.00"
+
+
+def test_nothing_is_recommended_while_a_network_has_no_result() -> None:
+    failed = row("fine-tune", [80.0, 80.2, 80.1, 80.3])
+    failed = [replace(run, status="failed", score=None) for run in failed]
+    (found,) = told(
+        WHOLE,
+        failed,
+        row("scratch-e", [88.0, 88.3, 88.1, 88.2]),
+        row("scratch-b", [90.0, 90.3, 90.1, 90.3]),
+    )
+    assert found.short == "Not decided"
+    assert "It is shown to be better than scratch-e. Without results: fine-tune." in found.text
+
+
 def test_a_lower_score_is_better_where_the_metric_says_so() -> None:
-    from dataclasses import replace
-
-    from regrow.tasks.metric import BITS_PER_BYTE
-
     runs = [
         replace(run, metric=BITS_PER_BYTE, chance=99.0)
         for run in [

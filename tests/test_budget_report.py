@@ -188,10 +188,29 @@ def test_of_a_metric_of_which_less_is_better_the_lower_side_wins() -> None:
     assert trend.differences[0].test.difference < 0
 
 
-def test_budgets_that_have_not_run_are_named_and_the_rest_is_answered() -> None:
+def test_a_budget_without_results_ends_claims_about_all_larger_and_all_smaller_ones() -> None:
     trend = trend_of({**FALLING, 32: ()})
-    assert trend.within_from == 8
-    assert "Not run: 32 epochs." in sentence(trend)
+    assert (trend.better_to, trend.within_from, trend.enough_from) == (4, None, None)
+    assert short(trend) == "Undecided"
+    told = "Not run: 32 epochs, and what holds from a budget on is tested from the largest down."
+    assert told in sentence(trend)
+    tables_of = {table.name: table for table in tables([curve_of(make_study({**FALLING, 32: ()}))])}
+    assert tables_of["budget-answers"].rows[0][-1] == "not run"
+    trend = trend_of({**FALLING, 8: ()})
+    assert (trend.better_to, trend.within_from) == (4, 16)
+    assert "Not run: 8 epochs." in sentence(trend)
+    assert trend_of({1: (), **FALLING}).better_to is None
+
+
+def test_the_same_in_every_seed_is_said_without_a_p_value() -> None:
+    none = (0.0, 0.0, 0.0)
+    trend = trend_of({2: none, 4: none})
+    assert trend.within_from == 2
+    assert "(the same in every seed)" in sentence(trend)
+    assert "p <" not in sentence(trend)
+    coarse = trend_of({2: none, 4: none}, num_test=20)  # of which one is worth 5 points
+    assert (coarse.within_from, coarse.enough_from) == (None, None)
+    assert "changes the score by more than the margin" in sentence(coarse)
 
 
 def test_rows_of_one_pair_share_the_level() -> None:
@@ -506,8 +525,8 @@ def test_a_study_that_has_hardly_begun_is_written_too(done: int, tmp_path: Path)
     section = next(section for section in page.sections if section.name == "budgets")
     charts = next(block for block in section.blocks if isinstance(block, Charts)).charts
     assert all(0 <= at <= 340 for at, _ in draw(charts[0]).x_ticks)
-    assert page.headlines[0].short == ("Not run", "At no tried budget", "Undecided")[done]
-    assert ("Not run: 4 and 8 epochs." in report.answer) == (done == 1)
+    assert page.headlines[0].short == ("Not run", "Undecided", "Undecided")[done]
+    assert ("Not run: 4 and 8 epochs," in report.answer) == (done == 1)
 
 
 # How often claims are false -----------------------------------------------------------------------

@@ -676,6 +676,14 @@ def test_budgets_that_are_not_spent_are_in_the_verdict(here: Path) -> None:
     assert "the two arms used different shares of their budgets" in found.answer
 
 
+@pytest.mark.usefixtures("here")
+def test_the_answer_in_python_is_about_all_training_budgets() -> None:
+    found = small_comparison(
+        budget=None, budgets=[2, 4], arms=["unpruned", "fine-tune", "scratch-b"]
+    )
+    assert "From which training budget on is scratch-b as good as fine-tune?" in found.answer
+
+
 def test_seeds_that_end_alike_are_named(here: Path) -> None:
     reset = "    torch.manual_seed(0); [torch.nn.init.normal_(p) for p in model.parameters()]\n"
     (here / "mine.py").write_text(

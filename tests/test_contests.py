@@ -179,6 +179,19 @@ def test_ranks_come_with_a_critical_difference_from_six_cells_on() -> None:
     assert "too few for a test of ranks" in answers(contests(table(means, levels=LEVELS[:5])))[0]
 
 
+def test_ranks_are_over_the_seeds_that_all_methods_have() -> None:
+    runs = [
+        replace(run, score=(run.score or 0.0) - 40.0) if run.seed == 0 else run  # a hard seed
+        for run in table({"a": 91.0, "b": 92.0, "c": 93.0})
+        if (run.method, run.seed) != ("a", 0)
+    ]
+    ranking = only(contests(runs), "fine-tune").ranking
+    assert ranking is not None
+    assert ranking.methods == ("c", "b", "a")
+    apart = [run for run in runs if run.method != "b" or run.seed == 0]
+    assert only(contests(apart), "fine-tune").ranking is None
+
+
 def test_the_best_retraining_is_chosen_on_validation_never_on_test() -> None:
     long = replace(ARMS.get("lr-rewind"), name="long")
     runs = [

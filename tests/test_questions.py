@@ -272,6 +272,17 @@ def test_a_study_without_unpruned_networks_knows_them_by_its_runs() -> None:
     assert first_of(runs).outcome == "no conclusion"
 
 
+def test_given_weights_are_one_measurement_however_many_seeds_are_trained() -> None:
+    runs = [
+        replace(run, num_test=50, job="given", score=16.0)  # as likely as not by guessing
+        if run.unpruned
+        else replace(run, num_test=50, base="given", parent_score=16.0)
+        for run in cell(16, 50, 55, 5)
+    ]
+    assert first_of(runs).outcome == "no conclusion"
+    assert first_of([run for run in runs if not run.unpruned]).outcome == "no conclusion"
+
+
 def test_an_arm_that_pruning_broke_is_a_result_that_is_marked() -> None:
     runs = cell(93, 10, 92, 7)
     verdict = first_of(runs)
@@ -289,6 +300,9 @@ def test_the_same_in_every_seed_is_equivalent_however_many_cells() -> None:
     assert "the same in every seed (n = 3 seeds)" in sentence(verdicts(runs)[0])
     one = first_of(runs_of(ARMS.get("fine-tune"), [93.0]) + runs_of(ARMS.get("scratch-b"), [93.0]))
     assert one.outcome == "undecided"
+    coarse = first_of([replace(run, num_test=10) for run in runs])  # one example is 10 points
+    assert coarse.outcome == "undecided"
+    assert "equivalence cannot be shown" in sentence(coarse)
 
 
 @pytest.mark.parametrize(("seeds", "outcome"), [(2, "undecided"), (5, "undecided"), (6, "better")])

@@ -20,9 +20,7 @@ from regrow.core.texts import listed
 from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
 from regrow.pruning.method import criterion_key
-from regrow.report import Report, Run, Verdict, summarise, verdicts
-from regrow.report.advice import advice
-from regrow.report.answer import answer
+from regrow.report import Report, Run, Verdict, page_of, summarise
 from regrow.report.collect import Results, results_of
 from regrow.report.files import write_study
 from regrow.report.render import failure_lines
@@ -151,15 +149,14 @@ def compare(
     report = None
     if out is not None:
         report, _ = write_study(study, opened, Path(out), command="regrow.compare(...)")
-    judged = verdicts(results.runs)
+    rows = summarise(results.runs)
+    page = page_of(results.runs, rows, title=study.title, notes=results.notes, advise=True)
     return ComparisonResult(
         study=study,
         runs=results.runs,
-        rows=summarise(results.runs),
-        verdicts=judged,
-        answer="\n".join(
-            [*_gaps(results), *map(str, advice(results.runs, judged)), answer(judged)]
-        ),
+        rows=rows,
+        verdicts=page.verdicts,
+        answer="\n".join([*_gaps(results), page.answer]),
         notes=results.notes,
         failures={failure.label: failure.message for failure in results.failures},
         summary=summary,

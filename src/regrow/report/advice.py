@@ -1,11 +1,11 @@
 """Advice on which network of a comparison to take: its costs, and whether it is shown to be best.
 
 Of the smaller networks, the one with the best mean score is recommended only if each other is shown
-to be worse. They are compared seed by seed, corrected by Holm over all pairs, because the best is
-chosen by the same numbers.
+to be worse. They are compared over the seeds that all have, seed by seed, corrected by Holm over
+all pairs, because the best is chosen by the same numbers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -13,7 +13,7 @@ from regrow.core.texts import listed
 from regrow.report import words
 from regrow.report.answer import Answer
 from regrow.report.budget_gains import at_largest
-from regrow.report.rows import Run, Table, once
+from regrow.report.rows import Run, Table, by_seed, once
 from regrow.report.statistics import holm, mean_and_std, paired
 from regrow.report.verdict import Verdict
 from regrow.tasks.metric import Metric
@@ -37,12 +37,16 @@ class Contender:
     @property
     def scores(self) -> Mapping[int, float]:
         """Its scores by seed."""
-        return {run.seed: run.score for run in self.runs if run.score is not None}
+        return by_seed(self.runs)
 
     @property
     def mean(self) -> float:
         """Its mean score."""
         return mean_and_std([*self.scores.values()])[0]
+
+    def over(self, seeds: Collection[int]) -> "Contender":
+        """Return it with the runs of some seeds alone."""
+        return Contender(runs=tuple(run for run in self.runs if run.seed in seeds))
 
     def size(self, name: str) -> float | None:
         """Return the mean of a cost over its seeds; None if unknown."""
@@ -61,7 +65,8 @@ def advice(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Iterator[Answer]
         if len(rows) < 2:
             continue
         first = rows[0].runs[0]
-        found = _answer(rows, Contender(runs=_done(table.unpruned(first))))
+        without = [arm for arm, rs in arms.items() if not rs[0].unpruned and not _done(rs)]
+        found = _answer(rows, Contender(runs=_done(table.unpruned(first))), without)
         if left_out := _left_out(first.group, verdicts):
             found = replace(found, short="No conclusion", text=left_out)
         question = f"{QUESTION[:-1]} ({first.cut})?" if several else QUESTION
@@ -100,25 +105,35 @@ def _left_out(group: str, verdicts: Sequence[Verdict]) -> str:
     return f"{reasons[0].text}." if reasons[0] is not None else ""
 
 
-def _answer(rows: Sequence[Contender], whole: Contender) -> Answer:
-    metric = rows[0].runs[0].metric
-    # Of rows whose means print alike, the smaller one first.
-    ranked = sorted(
-        rows,
-        key=lambda row: (-round(metric.gain(row.mean), metric.digits), row.size("macs") or 0.0),
-    )
+def _answer(contenders: Sequence[Contender], whole: Contender, without: Sequence[str]) -> Answer:
+    """Recommend the best of several networks, if no other (nor one ``without`` results) may be."""
+    metric = contenders[0].runs[0].metric
+    common = set.intersection(*({*row.scores} for row in contenders))
+    rows = [row.over(common) for row in contenders] if common else contenders
+    # Of rows with the same mean, the smaller one first.
+    ranked = sorted(rows, key=lambda row: (-metric.gain(row.mean), row.size("macs") or 0.0))
     best, others = ranked[0], ranked[1:]
     ps = _corrected(ranked)
-    tested = min(len(row.scores) for row in rows) > 1
+    tested = len(common) > 1
     clear = [row for row in others if tested and _below(ps[best.name, row.name])]
-    decided = len(clear) == len(others)
+    decided = len(clear) == len(others) and not without
     lead = "" if decided else f"{best.name} has the best mean of the {len(rows)} compared: "
     parts = [lead + _about(best, whole, metric)]
+    if common and any(len(row.scores) > len(common) for row in contenders):
+        parts.append(f"Compared over {words.num_seeds(len(common), len(common))} that all have.")
     parts += _size(best, others)
     if not tested:
-        parts.append("Nothing is tested: that takes two seeds or more (--seeds).")
+        most = max(len(row.scores) for row in contenders)
+        why = (
+            "that takes two seeds or more (--seeds)"
+            if most < 2
+            else "the networks have fewer than two seeds in common"
+        )
+        parts.append(f"Nothing is tested: {why}.")
     parts += [f"It is shown to be better than {listed([r.name for r in clear])}."] if clear else []
     parts += _open(best, [row for row in others if tested and row not in clear], metric)
+    if without:
+        parts.append(f"Without results: {listed(without)}.")
     parts += [TESTED] if tested else []
     parts += _against_whole(best, whole, metric)
     short = f"Take {best.name}" if decided else "Not decided"
@@ -134,7 +149,7 @@ def _about(best: Contender, whole: Contender, metric: Metric) -> str:
         costs.append(f"{words.with_kept(size, share)} {noun}")
     epochs, flops = best.size("epochs"), best.size("training_flops")
     if epochs:
-        costs.append(f"{words.quantity(epochs)} epochs of training")
+        costs.append(f"{words.quantity(epochs)} epoch{'' if epochs == 1 else 's'} of training")
     if flops:
         costs.append(f"{words.quantity(flops)} training FLOPs in all")
     score = f"{best.mean:.{metric.digits}f} {metric.unit or metric.name}"

@@ -197,7 +197,7 @@ def _answers(curves: Sequence[Curve]) -> Extra:
 
 
 def _answer(trend: Trend) -> tuple[str, ...]:
-    last = trend.run[-1] if trend.run else None
+    last = trend.differences[-1]
     budgets = (trend.enough_from, trend.within_from, trend.scratch_from)
     return (
         trend.retraining,
@@ -205,7 +205,7 @@ def _answer(trend: Trend) -> tuple[str, ...]:
         short(trend),
         better_to(trend),
         *("" if budget is None else str(budget) for budget in budgets),
-        _interval(last, trend.metric) if last else "not run",
+        _interval(last, trend.metric),
     )
 
 

@@ -183,9 +183,9 @@ def _unequal_leads(trends: Sequence[tuple[Curve, Trend]]) -> Iterator[str]:
 def _at_largest(trends: Sequence[Trend]) -> str:
     """Give the range of the differences at the largest budget of each row."""
     metric = trends[0].metric
-    values = [t.run[-1].test.difference for t in trends if t.run and t.run[-1].test is not None]
+    values = [test.difference for t in trends if (test := t.differences[-1].test) is not None]
     if not values:
-        return "Not run."
+        return "The largest budget is not run."
     low, high = (signed(value, digits=metric.digits) for value in (min(values), max(values)))
     return (
         f"At the largest budget {trends[0].retraining} minus {trends[0].scratch} is {low} to "
@@ -251,20 +251,20 @@ def _claims(trend: Trend) -> Iterator[str]:
     last = trend.run[-1]
     within = metric.amount(f"{trend.margin:g}")
     if trend.better_to is not None:
-        ps = [d.p_inherited for d in trend.run if d.budget <= trend.better_to]
+        upto = [d for d in trend.run if d.budget <= trend.better_to]
         every = trend.better_to == last.budget
         where = "at every tried budget" if every else f"up to {epochs_in_words(trend.better_to)}"
-        yield f"{trend.retraining} is better {where} ({_most(ps)})."
+        yield f"{trend.retraining} is better {where} ({_most(upto, 'inherited')})."
         yield from _unequal(trend)
-    starts = (
+    starts: tuple[tuple[int | None, str, Claim], ...] = (
         (trend.enough_from, f"{trend.scratch} is at most {within} worse", "enough"),
         (trend.within_from, f"the difference lies within {within}", "within"),
         (trend.scratch_from, f"{trend.scratch} is better", "scratch"),
     )
     for start, claim, name in starts:
         if start is not None and (name != "enough" or trend.within_from != start):
-            ps = [getattr(d, f"p_{name}") for d in trend.run if d.budget >= start]
-            yield f"{_from(start, trend)} {claim} ({_most(ps)})."
+            onwards = [d for d in trend.run if d.budget >= start]
+            yield f"{_from(start, trend)} {claim} ({_most(onwards, name)})."
     if trend.never_enough:
         small = trend.enough_from is not None
         size = metric.amount(f"{last.gain:.{metric.digits}f}")
@@ -293,8 +293,11 @@ def _from(start: int, trend: Trend) -> str:
     return f"At {epochs_in_words(start)}" if largest else f"From {epochs_in_words(start)} on"
 
 
-def _most(ps: Sequence[float | None]) -> str:
-    """Format the largest of the p-values that a claim rests on."""
+def _most(differences: Sequence[Difference], claim: Claim) -> str:
+    """Format the largest of the p-values that a claim about some budgets rests on."""
+    if claim in ("enough", "within") and all(d.verdict.same for d in differences):
+        return "the same in every seed"
+    ps = [getattr(d, f"p_{claim}") for d in differences]
     return p_value(max((p for p in ps if p is not None), default=0.0))
 
 
@@ -357,7 +360,9 @@ def _left_out(trend: Trend) -> Iterator[str]:
 def _missing(trend: Trend) -> Iterator[str]:
     missing = [str(d.budget) for d in trend.differences if d.test is None]
     if missing:
-        yield f"Not run: {listed(missing)} epochs."
+        largest = trend.differences[-1].test is None
+        end = ", and what holds from a budget on is tested from the largest down" if largest else ""
+        yield f"Not run: {listed(missing)} epochs{end}."
 
 
 # Schedules ----------------------------------------------------------------------------------

@@ -120,10 +120,10 @@ class Difference:
         if test is None or equal is None or not self.told:
             return None
         if claim in ("enough", "within"):
-            if self.verdict.same:
-                return 0.0
             p = self._p_enough(test) if claim == "enough" else equal.p
-            return 1.0 if self.too_fine and p is not None else p
+            if self.too_fine:
+                return 1.0 if p is not None else p
+            return 0.0 if self.verdict.same else p  # as for a single budget: see ``verdict``
         side = self.gain if claim == "inherited" else -self.gain
         return None if test.p is None else test.p if side > 0 else 1.0
 
@@ -140,8 +140,8 @@ class Difference:
 class Trend:
     """A retraining minus a training from scratch, from the smallest budget to the largest.
 
-    ``p_largest`` is the p-value for inherited weights being better at the largest budget with
-    results, corrected by Holm over curves.
+    ``p_largest`` is the p-value for inherited weights being better at the largest budget, corrected
+    by Holm over curves; None before it has results.
     """
 
     retraining: str
@@ -357,8 +357,9 @@ def _corrected(found: Sequence[Curve]) -> list[Curve]:
 
 def _together(trends: Sequence[Trend]) -> list[Trend]:
     """Correct the p-values of all trends of one pair of arms."""
-    down = [list(reversed(trend.run)) for trend in trends]
-    up = [_from_first_told(trend.run) for trend in trends]
+    # A budget without results ends a sequence, as one does whose test is not significant.
+    down = [list(reversed(trend.differences)) for trend in trends]
+    up = [_from_first_told(trend.differences) for trend in trends]
     enough, within, scratch = (_by_budget(down, claim) for claim in FROM_LARGEST)
     inherited = _by_budget(up, "inherited")
     largest = holm([chain[0].p("inherited") if chain else None for chain in down])

@@ -22,7 +22,7 @@ from regrow.core.durations import epochs_in_words
 from regrow.report.budget_gains import Gains
 from regrow.report.questions import BEST_RETRAINING, CellQuestion, Question, Side, best_of
 from regrow.report.ranks import Concordance, Ranking, agreement, ranking
-from regrow.report.rows import Run, Table
+from regrow.report.rows import Run, Table, by_seed
 from regrow.report.setups import equal
 from regrow.report.statistics import Superiority, mean_and_std, paired, superiority
 from regrow.report.tuning import folded
@@ -462,12 +462,22 @@ def _entrant(method: str, choice: _Chosen, *, whole: Sequence[Run], asked: bool)
 
 
 def _ranking(levels: Sequence[Level], metric: Metric, alpha: float) -> Ranking | None:
-    """Rank the methods that all levels have, over levels of equal cost that allow a conclusion."""
-    if not levels:
+    """Rank the methods that all levels have, over levels of equal cost that allow a conclusion.
+
+    Means are over the seeds that all these methods have; a level without one is left out.
+    """
+    scores = [{e.method: by_seed(e.runs) for e in level.entrants if e.n} for level in levels]
+    methods = [name for name in scores[0] if all(name in cell for cell in scores)] if scores else []
+    if not methods:
         return None
-    means = [{e.method: e.mean for e in level.entrants if e.mean is not None} for level in levels]
-    common = [method for method in means[0] if all(method in cell for cell in means)]
-    gains = {method: [metric.gain(cell[method]) for cell in means] for method in common}
+    gains: dict[str, list[float]] = {name: [] for name in methods}
+    for cell in scores:
+        seeds = sorted(set.intersection(*({*cell[name]} for name in methods)))
+        if not seeds:
+            continue
+        for name in methods:
+            mean, _ = mean_and_std([cell[name][seed] for seed in seeds])
+            gains[name].append(metric.gain(mean))
     return ranking(gains, alpha=alpha)
 
 

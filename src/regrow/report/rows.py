@@ -351,6 +351,11 @@ def once(runs: Iterable[Run]) -> list[Run]:
     return [*{run.job or number: run for number, run in enumerate(runs)}.values()]
 
 
+def by_seed(runs: Iterable[Run]) -> dict[int, float]:
+    """Return the scores of the runs that have one, by seed."""
+    return {run.seed: run.score for run in runs if run.done and run.score is not None}
+
+
 def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     """Return a frame with a row for each cell and arm: mean, std, n, size, cost and fairness.
 

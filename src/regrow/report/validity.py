@@ -48,7 +48,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from regrow.report.budget_gains import Gain
-from regrow.report.rows import Ending, Run, largest, smallest
+from regrow.report.rows import Ending, Run, largest, once, smallest
 from regrow.report.statistics import at_least, mean_and_std
 from regrow.report.words import score, short
 from regrow.tasks.metric import ACCURACY, Metric
@@ -179,8 +179,8 @@ class Evidence:
 
 
 def evidence(runs: Sequence[Run]) -> Evidence | None:
-    """Return the evidence of the runs of one arm; None before any is done."""
-    done = [run for run in runs if run.done]
+    """Return the evidence of the runs of one arm, each measured once; None before any is done."""
+    done = once(run for run in runs if run.done)
     return Evidence.of(
         [run.score for run in done if run.score is not None],
         metric=runs[0].metric if runs else ACCURACY,
@@ -194,7 +194,7 @@ def evidence(runs: Sequence[Run]) -> Evidence | None:
 
 def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
     """Return the evidence of the network that the arms of one cell were pruned from, if known."""
-    known = {run.seed: run for run in runs if run.parent_score is not None}
+    known = {run.base or run.seed: run for run in runs if run.parent_score is not None}
     return Evidence.of(
         [run.parent_score for run in known.values() if run.parent_score is not None],
         metric=next((run.metric for run in known.values()), ACCURACY),

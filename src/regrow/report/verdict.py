@@ -2,7 +2,8 @@
 
 A difference that is not significant is never called equal. The outcomes of a cell and question are
 ``better`` and ``worse`` (paired t test), ``equivalent`` (two one-sided tests within the margin, or
-the same score in every seed), ``undecided``, ``no conclusion`` if ``validity`` leaves the cell out,
+the same score in every seed; never if one test example changes the score by more than the margin),
+``undecided``, ``no conclusion`` if ``validity`` leaves the cell out,
 and ``not run`` if no seed has both arms. p-values are corrected by Holm over the cells that ask the
 same question and are not left out.
 """
@@ -46,7 +47,7 @@ OUTCOMES: tuple[Outcome, ...] = (
     *("better", "equivalent", "worse", "undecided"),
     *("no conclusion", "not run"),
 )
-TOO_FINE: Rule = "margin below one image"  # no equivalence, unless all scores are the same
+TOO_FINE: Rule = "margin below one image"  # no equivalence, even if all scores are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +303,7 @@ def compare(
     question: CellQuestion, *, reasons: tuple[Reason, ...], margin: float, alpha: float
 ) -> Verdict:
     """Compare two arms over the seeds that both have, before correction and outcome."""
-    first, second = _by_seed(question.first), _by_seed(question.second)
+    first, second = rows.by_seed(question.first), rows.by_seed(question.second)
     differences = tuple((seed, first[seed] - second[seed]) for seed in first if seed in second)
     run = question.first[0]
     names = dict.fromkeys(run_of_first.arm for run_of_first in question.first)
@@ -354,7 +355,8 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
     # Equivalence first: a significant difference can be too small to matter.
     fine = TOO_FINE in [reason.rule for reason in verdict.reasons]
     equivalent = verdict.p_equivalence is not None and verdict.p_equivalence < alpha
-    if verdict.same or (equivalent and not fine):
+    # Many test examples hardly ever give two networks the same score in several seeds by accident.
+    if (verdict.same or equivalent) and not fine:
         return replace(verdict, outcome="equivalent")
     if verdict.p is not None and verdict.p < alpha:
         return replace(
@@ -367,7 +369,3 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
         comparison.difference, comparison.std, margin=verdict.margin, alpha=alpha / num
     )
     return replace(verdict, outcome="undecided", needed=max(estimate, comparison.n + 1))
-
-
-def _by_seed(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.seed: run.score for run in runs if run.done and run.score is not None}
