@@ -15,6 +15,7 @@ from regrow.surgery import Trace, cut, proof, trace, verify
 from regrow.surgery.alive import called, drawn_like, enlivened
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
+from regrow.surgery.outputs import difference
 
 Keys = dict[tuple[str, int], Tensor]
 KINDS = ("shifted", "swapped", "statistic", "reader", "noise")
@@ -149,19 +150,22 @@ def judged(net: nn.Module, shape: Any, *, num: int, seed: int) -> Judged:
 def _is_heard(net: nn.Module, mutant: Mutant, mask: Mask, found: Trace) -> bool:
     """Tell whether what a mutant gets wrong affects the output of the silenced network.
 
-    Queries of a single key do not, nor do channels that another group removes.
+    Queries of a single key do not, nor do channels that another group removes, nor an exchange of
+    weights that read the same number, as behind pooling to more positions than there are.
     """
     example = drawn_like(found.example, torch.Generator().manual_seed(0))
     quiet = silence(enlivened(net, example), mask, found)
     before = called(quiet, example)
     name, dim = mutant.place
     tensor = dict([*quiet.named_parameters(), *quiet.named_buffers()])[name]
-    factor = torch.ones(tensor.shape)
-    if mutant.kind == "noise":
-        factor += torch.rand(tensor.shape)
-    else:
-        touched = mutant.touched(mask, found)
-        factor.index_add_(dim, touched, torch.rand_like(factor.index_select(dim, touched)))
     with torch.no_grad():
-        tensor.mul_(factor)
-    return proof.difference(called(quiet, example), before) > 1e-6
+        if mutant.kind == "noise":
+            tensor.mul_(1 + torch.rand(tensor.shape))
+        elif mutant.kind == "swapped":
+            kept = POSITIONS(mask, found)[mutant.place][:2]
+            tensor.index_copy_(dim, kept.flip(0), tensor.index_select(dim, kept))
+        else:
+            touched = mutant.touched(mask, found)
+            part = tensor.index_select(dim, touched)
+            tensor.index_copy_(dim, touched, part * (1 + torch.rand_like(part)))
+    return difference(called(quiet, example), before) > 1e-6

@@ -17,7 +17,7 @@ from cutting import random_mask
 from mutants import KINDS, judged, wrongly
 from regrow.errors import TraceError
 from regrow.models import MODELS, ModelSpec, build
-from regrow.surgery import Trace, blocks, proof, prove, sensitivities, trace, trial, verify
+from regrow.surgery import Trace, blocks, outputs, proof, prove, sensitivities, trace, trial, verify
 from regrow.surgery.alive import enlivened
 from regrow.surgery.mask import Mask
 
@@ -74,7 +74,7 @@ def test_a_right_cut_is_proven_in_one_sentence() -> None:
     assert set(proof.sensitivity) == {"a", "b", "c"}
     assert float(proof) == proof.error < 1e-9
     assert proof < 1e-9
-    assert str(proof).startswith("Proven: the cut network equals the uncut one with ")
+    assert str(proof).startswith("Proven: on inputs like the example, the cut network equals ")
     assert f"{proof:.1e}" == f"{proof.error:.1e}"
     nothing = verify(net, Mask(unit="channel", kept={"a": torch.ones(8, dtype=torch.bool)}), found)
     assert nothing.ok
@@ -174,9 +174,9 @@ def test_outputs_that_show_nothing_prove_nothing() -> None:
 def test_outputs_of_another_structure_are_infinitely_different(
     output: Any, expected: Any, words: str
 ) -> None:
-    assert words in str(proof.unlike(output, expected))
-    assert proof.difference(output, expected) == math.inf
-    assert proof.unlike(expected, expected) is None
+    assert words in str(outputs.unlike(output, expected))
+    assert outputs.difference(output, expected) == math.inf
+    assert outputs.unlike(expected, expected) is None
 
 
 class Ids(nn.Module):

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_any, tree_map
 
 from regrow.core.seeds import seeded
 from regrow.errors import TraceError
-from regrow.surgery.cut import duplicate
+from regrow.surgery.cut import copied, duplicate
 from regrow.surgery.tape import call, evaluating, worded
 
 BIAS = 0.2
@@ -31,7 +31,7 @@ def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
     """
     try:
         with torch.set_grad_enabled(graph), evaluating(model):
-            return call(model, example)
+            return call(model, tree_map(copied, example))
     except Exception as error:
         raise TraceError(
             f"The network fails on an input like the example: {worded(error)}. "
@@ -144,11 +144,13 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
     """Scale each layer, and set each norm's statistics, by the first data that it gets."""
     seen: set[nn.Module] = set()
 
+    @torch.no_grad()
     def before(norm: nn.Module, args: tuple[Any, ...]) -> None:
         if norm not in seen and args and args[0].dim() > 1:
             seen.add(norm)
             _set_statistics_(norm, *_moments(args[0]), draw, silent_stays=True)
 
+    @torch.no_grad()  # the network's own code may enable gradients
     def after(layer: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
         if layer in seen or not isinstance(output, Tensor) or not output.numel():
             return None

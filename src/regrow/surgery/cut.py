@@ -1,7 +1,7 @@
 """Cut units out of a network."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
@@ -43,8 +43,10 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         raise TraceError(not_cut(mask))
     # Most weights get narrower, so copying them first would be wasted.
     small = duplicate(model, sharing=UNITS.get(mask.unit).narrows)
+    before = _places(small)
     cut(small, mask, trace)
     _own_(small, model)
+    _refer_to_new_(small, before)
     wrong = what_breaks(small, trace)
     if wrong:
         met = _met(model, small)
@@ -163,6 +165,55 @@ def _own_(small: nn.Module, model: nn.Module) -> None:
             if id(parameter) in shared:
                 own: Any = _twin(parameter, memo)
                 module._parameters[name] = own
+
+
+def _places(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Return where a network registers its parameters and buffers: dictionary, name and tensor."""
+    return [
+        (place, name, tensor)
+        for module in model.modules()
+        for place in (module._parameters, module._buffers)
+        for name, tensor in place.items()
+        if tensor is not None
+    ]
+
+
+def _refer_to_new_(small: nn.Module, before: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:
+    """Replace old parameters and buffers in plain attributes, such as lists and optimisers."""
+    new = {id(t): place[name] for place, name, t in before if place.get(name, t) is not t}
+    known: dict[int, Any] = {id(m): m for m in small.modules()}
+    known |= {id(t): t for _, _, t in _places(small)} | new
+    without: set[int] = set()  # attributes that hold none, such as a configuration that all share
+    replaced = []  # kept alive, so that no id is used again
+    for module in small.modules() if new else ():
+        for name, value in vars(module).items():
+            registered = name in ("_modules", "_parameters", "_buffers")
+            empty = type(value) in (dict, OrderedDict, set) and not value
+            if registered or empty or _is_plain(value) or id(value) in without:
+                continue
+            memo = _Met({**known}, watched=new)
+            try:
+                renewed = deepcopy(value, memo)
+            except Exception:  # it was copied before; what it refers to cannot be found out
+                continue
+            if memo.met:
+                replaced.append(value)
+                module.__dict__[name] = known[id(value)] = renewed
+            else:
+                without.add(id(value))
+
+
+class _Met(dict[int, Any]):
+    """A memo of ``deepcopy`` that tells whether any of some objects was met."""
+
+    def __init__(self, memo: Mapping[int, Any], *, watched: Mapping[int, Any]) -> None:
+        super().__init__(memo)
+        self.watched, self.met = watched, False
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """Return what takes the place of an object."""
+        self.met = self.met or key in self.watched
+        return super().get(key, default)
 
 
 def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False) -> None:

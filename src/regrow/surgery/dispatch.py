@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -32,4 +33,18 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation, and return its result; subclasses look at both."""
+        return operation(*args, **kwargs)
+
+
+class Widening(OperationMode):
+    """A context in which casts from float64 to float32 are left out."""
+
+    found = False
+
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation, and note whether it was such a cast."""
+        is_cast = operation is torch.ops.aten._to_copy.default
+        if is_cast and kwargs.get("dtype") == torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
+            self.found |= args[0].dtype == torch.float64
         return operation(*args, **kwargs)

@@ -5,7 +5,7 @@ Both are compared with the network's own parameters, and with redrawn ones (``al
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -18,12 +18,15 @@ from regrow.core.units import UNITS
 from regrow.errors import ConfigError, TraceError, short
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.cut import duplicate, is_cut, shrink
-from regrow.surgery.dispatch import OperationMode
+from regrow.surgery.dispatch import Widening
 from regrow.surgery.groups import Group, Kind, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
+from regrow.surgery.outputs import as_type, difference, largest, unlike
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import leaves, output_tensors, worded
+from regrow.surgery.tape import output_tensors, worded
+from regrow.surgery.training import InTraining, in_training
+from regrow.surgery.whole import IDLE
 
 LEAST_SHOWN = 1e-3  # relative change of the output that each group has to cause
 # Relative error that a correct cut may have: 4.5 million roundings in float64, and 80 in float32,
@@ -54,6 +57,8 @@ class Proof:
         wrong: the groups whose cut is wrong, if the error is larger than the tolerance.
         rounded: how much the output changes when the network's numbers are rounded; measured only
             if the error is larger than that of most networks. Infinite if its shape changes.
+        training: what comparing the two in training mode has shown.
+        unused: layers that the example does not use, which are not compared.
 
     ``float(proof)`` is the error, and so are ``proof < 1e-9`` and ``f"{proof:.1e}"``.
     """
@@ -63,6 +68,8 @@ class Proof:
     sensitivity: Mapping[str, float]
     wrong: tuple[str, ...] = ()
     rounded: float | None = None
+    training: InTraining = field(default_factory=InTraining)
+    unused: tuple[str, ...] = ()
 
     @property
     def unproven(self) -> tuple[str, ...]:
@@ -72,7 +79,7 @@ class Proof:
     @property
     def ok(self) -> bool:
         """True if the cut is right, and a wrong one would have shown."""
-        return self.error <= self.tolerance and not self.unproven
+        return self.error <= self.tolerance and not self.training.fault and not self.unproven
 
     def __float__(self) -> float:
         return self.error
@@ -91,6 +98,12 @@ class Proof:
             )
         if not self.error <= self.tolerance:
             return self._refuted()
+        if self.training.fault:
+            return (
+                f"Wrong in training: {self.training.fault} where {quoted(self.wrong, 5)} is cut. "
+                "The network's code probably reads these channels, or their number, in training "
+                f"alone. Change that, or do not prune there: {_keep(self.wrong)}."
+            )
         if self.unproven:
             return (
                 "Not proven: the cut network equals the uncut one with the removed units held at "
@@ -101,12 +114,19 @@ class Proof:
             )
         if not self.sensitivity:
             return f"Proven: nothing is cut, and the outputs are equal within {self.error:.1e}."
-        return (
-            "Proven: the cut network equals the uncut one with the removed units held at zero, "
-            f"within {self.error:.1e} (allowed: {self.tolerance:.1e}). Each of the "
-            f"{len(self.sensitivity)} groups that are cut affects the output by "
+        parts = [
+            "Proven: on inputs like the example, the cut network equals the uncut one with the "
+            f"removed units held at zero, within {self.error:.1e} (allowed: {self.tolerance:.1e}). "
+            f"Each of the {len(self.sensitivity)} groups that are cut affects the output by "
             f"{min(self.sensitivity.values()):.1e} or more."
-        )
+        ]
+        if self.training.limit:
+            parts.append(f"Training mode: {self.training.limit}.")
+        if self.unused:
+            parts.append(
+                f"Not compared, because the example does not use them: {quoted(self.unused, 5)}."
+            )
+        return " ".join(parts)
 
     def _refuted(self) -> str:
         if not self.wrong:
@@ -147,18 +167,28 @@ def verify(
     if sensitivity is not None:
         _check_measured(sensitivity, cut)
     nets, inputs, sensitivity = networks_to_compare(model, mask, trace, sensitivity)
+    live = nets[1]
     compared = [compare(net, mask, trace, inputs) for net in nets]
     worst = max(compared, key=lambda result: (not result.ok, _order(result.error)))
-    wrong: tuple[str, ...] = ()
-    if not worst.ok and not worst.blind:
+    wrong: list[str] = []
+    trained = InTraining()
+    if worst.ok:
+        trained = in_training(live, mask, trace, inputs[0], steady=worst.rounded is None)
+        if trained.fault:
+            wrong = _wrong(
+                lambda part: not in_training(live, part, trace, inputs[0]).fault, mask, cut
+            )
+    elif not worst.blind:
         net = nets[compared.index(worst)]
-        wrong = tuple(_wrong(net, mask, trace, inputs, cut))
+        wrong = _wrong(lambda part: compare(net, part, trace, inputs).ok, mask, cut)
     return Proof(
         error=worst.error,
         tolerance=worst.tolerance,
         sensitivity={name: sensitivity[name] for name in cut},
-        wrong=wrong,
+        wrong=tuple(wrong),
         rounded=worst.rounded,
+        training=trained,
+        unused=tuple(name for name, why in trace.whole.items() if why == IDLE),
     )
 
 
@@ -234,8 +264,9 @@ def inputs_like(model: nn.Module, example: Any) -> list[Any]:
     several = drawn if is_blank(example) else [example, *drawn[1:]]
     for inputs in ([tree_map(_batch, *several)], several):
         try:
+            copy = duplicate(model, sharing=True)  # its code may keep what it computes
             for x in inputs:
-                called(model, x)
+                called(copy, x)
         except Exception:  # a network may take one sample, or inputs that depend on one another
             continue
         return inputs
@@ -315,7 +346,6 @@ def _faded(
 
 
 _Call = Callable[[nn.Module, Any], Any]  # how a network is run on an example
-_NUMBERS = (Tensor, bool, int, float)
 
 
 @dataclass(frozen=True)
@@ -369,7 +399,7 @@ def compare(
         expected = [called(quiet, x) for x in inputs]
     else:
         (expected, call), dtype = in_float64, torch.float64
-        small, inputs = small.double(), [_as(x, dtype) for x in inputs]
+        small, inputs = small.double(), [as_type(x, dtype) for x in inputs]
     outputs = [_ran(small, x, mask, call) for x in inputs]
     error = _differences(outputs, expected)
     if not error <= ALLOWED[dtype] and dtype == torch.float64 and call is called:
@@ -399,7 +429,7 @@ def compare(
 
 
 def _differences(outputs: Sequence[Any], expected: Sequence[Any]) -> float:
-    return _largest([difference(a, b) for a, b in zip(outputs, expected, strict=True)])
+    return largest([difference(a, b) for a, b in zip(outputs, expected, strict=True)])
 
 
 def is_steady(net: nn.Module, example: Any) -> bool:
@@ -410,7 +440,7 @@ def is_steady(net: nn.Module, example: Any) -> bool:
     numbers = (t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point())
     if any(t.dtype != torch.float32 for t in numbers):
         net = duplicate(net).float()
-    x = _as(example, torch.float32)
+    x = as_type(example, torch.float32)
     try:
         return _rounded(net, [x], [called(net, x)], called, dtype=torch.float32) <= STEADY
     except TraceError:  # its code fixes another precision
@@ -440,7 +470,7 @@ def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> tuple[list[Any], _Ca
     """
     for call in (called, _without_narrowing):
         try:
-            outputs = [call(quiet.double(), _as(x, torch.float64)) for x in inputs]
+            outputs = [call(quiet.double(), as_type(x, torch.float64)) for x in inputs]
         except Exception:
             continue
         if all(bool(torch.isfinite(leaf).all()) for leaf in output_tensors(outputs)):
@@ -448,21 +478,8 @@ def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> tuple[list[Any], _Ca
     return None
 
 
-class _Widening(OperationMode):
-    """A context in which casts from float64 to float32 are left out."""
-
-    found = False
-
-    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        is_cast = operation is torch.ops.aten._to_copy.default
-        if is_cast and kwargs.get("dtype") == torch.float32:
-            kwargs = {**kwargs, "dtype": torch.float64}
-            self.found |= args[0].dtype == torch.float64
-        return operation(*args, **kwargs)
-
-
 def _without_narrowing(model: nn.Module, example: Any) -> Any:
-    with _Widening():
+    with Widening():
         return called(model, example)
 
 
@@ -472,7 +489,7 @@ def _widened(quiet: nn.Module, inputs: Sequence[Any]) -> list[Any] | None:
     Raises:
         TraceError: its code does not run without them.
     """
-    with _Widening() as widening:
+    with Widening() as widening:
         outputs = [called(quiet, x) for x in inputs]
     return outputs if widening.found else None
 
@@ -508,12 +525,10 @@ def _rounded(
             difference(call(copy, tree_map(nudged, x)), y)
             for x, y in zip(inputs, expected, strict=True)
         ]
-    return _largest(differences)
+    return largest(differences)
 
 
-def _wrong(
-    net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any], names: Sequence[str]
-) -> list[str]:
+def _wrong(right: Callable[[Mask], bool], mask: Mask, names: Sequence[str]) -> list[str]:
     """Find by halving the groups whose cut is wrong, in a set of groups whose cut is wrong."""
     if len(names) < 2:
         return list(names)
@@ -521,82 +536,14 @@ def _wrong(
     wrong = [
         name
         for half in (names[:middle], names[middle:])
-        if not compare(net, _only(mask, half), trace, inputs).ok
-        for name in _wrong(net, mask, trace, inputs, half)
+        if not right(_only(mask, half))
+        for name in _wrong(right, mask, half)
     ]
     return wrong or list(names)
 
 
 def _only(mask: Mask, names: Sequence[str]) -> Mask:
     return Mask(unit=mask.unit, kept={name: mask.kept[name] for name in names})
-
-
-def difference(output: Any, expected: Any) -> float:
-    """Return the largest relative difference of two outputs.
-
-    NaN if any number is not finite, and infinity if the outputs have other structures or shapes.
-    """
-    if unlike(output, expected) is not None:
-        return math.inf
-    pairs = zip(leaves(output), leaves(expected), strict=True)
-    return _largest([_gap(a, b) for (_, a), (_, b) in pairs])
-
-
-def unlike(output: Any, expected: Any) -> str | None:
-    """Say how the structures, shapes or other values of two outputs differ; None if they do not."""
-    actual, wanted = leaves(output), leaves(expected)
-    if [place for place, _ in actual] != [place for place, _ in wanted]:
-        return (
-            "The cut network returns something else than the network itself: "
-            f"{_shape(output)} in place of {_shape(expected)}. Make the structure of its output "
-            "independent of the number of channels."
-        )
-    for (_, a), (_, b) in zip(actual, wanted, strict=True):
-        if not isinstance(b, _NUMBERS):
-            if type(a) is not type(b) or a != b:
-                return f"The cut network returns {a!r} where the network itself returns {b!r}."
-        elif torch.as_tensor(a).shape != torch.as_tensor(b).shape:
-            return (
-                f"The cut network returns a tensor of shape {tuple(torch.as_tensor(a).shape)} "
-                f"where the network itself returns {tuple(torch.as_tensor(b).shape)}. Keep the "
-                "layers that compute it whole: trace(..., keep=['<layer>'])."
-            )
-    return None
-
-
-def _gap(actual: Any, wanted: Any) -> float:
-    """Return the relative difference of two numbers, or tensors of one shape."""
-    if not isinstance(wanted, _NUMBERS):
-        return 0.0
-    a, b = (torch.as_tensor(x) for x in (actual, wanted))
-    if not b.numel():
-        return 0.0
-    a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))
-    a, b = a.double(), b.double()
-    gap = (a - b).abs().max()
-    if not bool(torch.isfinite(gap)) or not bool(torch.isfinite(b).all()):
-        return math.nan
-    return float(gap) and float(gap / b.abs().max().clamp(min=1e-300))
-
-
-def _largest(values: Sequence[float]) -> float:
-    """Return the largest value, and NaN if any is: ``max`` would hide it."""
-    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
-
-
-def _as(example: Any, dtype: torch.dtype) -> Any:
-    def cast(leaf: Any) -> Any:
-        floats = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.to(dtype) if floats else leaf
-
-    return tree_map(cast, example)
-
-
-def _shape(output: Any) -> str:
-    def worded(leaf: Any) -> str:
-        return f"{list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-
-    return str(tree_map(worded, output)).replace("'", "")
 
 
 def _keep(names: Sequence[str]) -> str:

@@ -421,10 +421,14 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into its own mode after."""
+    """Put a model into evaluation mode, and each of its modules back into its own mode after.
+
+    Its own ``train`` and ``eval`` are not called: they may change weights, as merging LoRA does.
+    """
     modes = {module: module.training for module in model.modules()}
-    if any(modes.values()):
-        model.eval()
+    for module, training in modes.items():
+        if training:
+            module.training = False
     try:
         yield
     finally:
