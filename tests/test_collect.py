@@ -216,3 +216,38 @@ def test_runs_know_what_they_descend_from_and_how_long_all_of_it_trained(store: 
     assert first.recipe == "learning rate 0.05"
     assert setup([first], [runs["width", "fine-tune"]]) == "S4.2, SX-A, SX-B"
     assert setup([first], [later]) == "S3.2"
+
+
+def test_a_report_leaves_no_file_of_an_earlier_one_and_every_file_of_the_user(
+    store: Store, tmp_path: Path
+) -> None:
+    def report(out: str, *, html: bool = False, epochs: bool = False, **changes: Any) -> set[str]:
+        study = Study.from_json({**STUDY, "methods": STUDY["methods"][0], **changes})
+        for job in all_jobs(study.jobs()).values():
+            finish(store, job, history=[{"epoch": 0, "loss": 1.0}])
+        write_study(study, store, tmp_path / out, command="regrow", html=html, epochs=epochs)
+        return {file.name for file in (tmp_path / out).iterdir()}
+
+    before = report("out", budgets=[1, 2], html=True, epochs=True)
+    alone = report("alone")
+    figure, *_ = sorted(name for name in before - alone if name.endswith(".png"))
+    assert {"report.html", "epochs.csv", "budget-answers.csv", "budgets.csv"} < before - alone
+    own = {"notes.md": b"mine", "my.png": b"mine", figure: b"drawn anew", "study.yaml": b"name: a"}
+    for name, content in own.items():
+        (tmp_path / "out" / name).write_bytes(content)
+    assert report("out") == alone | {*own}
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in own} == own
+
+
+@pytest.mark.parametrize("listed", [None, "[]", "{}", '{"files": 3}', '{"files": {"../a.md": ""}}'])
+def test_a_folder_without_a_list_of_files_loses_nothing(
+    study: Study, store: Store, tmp_path: Path, listed: str | None
+) -> None:
+    kept = [tmp_path / "a.md", tmp_path / "out" / "report.html", tmp_path / "out" / "budgets.csv"]
+    (tmp_path / "out").mkdir()
+    for file in kept:
+        file.write_text("")
+    if listed is not None:
+        (tmp_path / "out" / "how.json").write_text(listed)
+    write_study(study, store, tmp_path / "out", command="regrow report")
+    assert all(file.exists() for file in kept)

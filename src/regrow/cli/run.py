@@ -139,17 +139,8 @@ def report(
         html=html or checklist,
         path=study,
         checklist=checklist,
+        epochs=epochs,
     )
-    if epochs:
-        from regrow.report import writing
-        from regrow.report.frames import epochs_of
-        from regrow.report.rows import frame_to_csv
-
-        file = written.paths[0].parent / "epochs.csv"
-        with writing(file.parent) as fresh:
-            text = frame_to_csv(epochs_of(loaded, opened))
-            (fresh / file.name).write_text(text, encoding="utf-8", newline="\n")
-        written = replace(written, paths=(*written.paths, file))
     _print_report(written, as_json=as_json)
     if "failed" in statuses:
         raise typer.Exit(EXIT_FAILED_JOBS)
@@ -346,6 +337,7 @@ def _report(
     html: bool = False,
     path: Path | None = None,
     checklist: bool = False,
+    epochs: bool = False,
     refresh: int | None = None,
 ) -> "tuple[Report, list[str]]":
     """Write a study's report; return it with the status of each run.
@@ -364,6 +356,7 @@ def _report(
         html=html,
         settings={f"The study file, {path.name}": _text_of(path)} if path is not None else {},
         checklist=checklist,
+        epochs=epochs,
         refresh=refresh,
     )
     return written, [run.status for run in results.runs]
