@@ -1,5 +1,6 @@
 """From a study and a store to runs: every cell a run, costs with all stages, failures once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from regrow.data import load
 from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train
-from regrow.report.collect import below, collect
+from regrow.report.collect import Reader, below, collect
 from regrow.report.files import write_study
 from regrow.report.rows import Ending
 from regrow.report.setups import setup
@@ -216,6 +217,17 @@ def test_runs_know_what_they_descend_from_and_how_long_all_of_it_trained(store: 
     assert first.recipe == "learning rate 0.05"
     assert setup([first], [runs["width", "fine-tune"]]) == "S4.2, SX-A, SX-B"
     assert setup([first], [later]) == "S3.2"
+
+
+def test_no_failure_is_hidden_by_one_of_another_job_with_its_label(
+    study: Study, store: Store
+) -> None:
+    cells = [replace(cell, job=replace(cell.job, label="alike")) for cell in study.cells()[:2]]
+    for cell in cells:
+        store.fail(cell.job.key, cell.job.spec, message=f"no luck with seed {cell.seed}")
+    assert {failure.label: failure.message for failure in Reader(store).failures(cells)} == {
+        f"alike (job {cell.job.key[:12]})": f"no luck with seed {cell.seed}" for cell in cells
+    }
 
 
 def test_a_report_leaves_no_file_of_an_earlier_one_and_every_file_of_the_user(

@@ -299,6 +299,7 @@ def test_budgets_are_epochs_of_the_detector() -> None:
     assert len(beneath) == len({c.under.job.key for c in cells[:5] if c.under is not None})
     labels = {job.label for job in asked.jobs()}
     assert len(labels) == len(asked.jobs())
-    assert "detector scratch-e resnet-34-b for 3 epochs seed 0" in labels
+    network = "Faster R-CNN on thin ResNet-34 for 3 epochs"
+    assert f"{network} l1-filter resnet-34-b scratch-e seed 0" in labels
     with pytest.raises(ConfigError, match=r"is trained for one budget\. Put 'budgets' beside"):
         Study.from_json({**STUDY, "backbone": {**STUDY["backbone"], "budgets": [1, 2]}})

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from regrow.errors import ConfigError, DataError, TraceError
 from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED
+from regrow.jobs.base import all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
@@ -506,3 +507,29 @@ def test_networks_that_cannot_be_pruned_so_are_refused_by_name_before_training(
 
     with pytest.raises(TraceError, match=f"^special-.*: .*{message}"):
         study(models=name, methods={"name": method, "sparsity": 0.5}).cells()
+
+
+def test_each_job_of_a_study_has_its_own_label() -> None:
+    methods = [
+        {"name": "l1-filter", "sparsity": 0.5},
+        {"name": "width", "sparsity": 0.5},
+        {"name": "network-slimming", "sparsity": [0.3, 0.5]},
+    ]
+    arms = ["unpruned", "fine-tune", "scratch-e"]
+    asked = {"methods": methods, "arms": arms, "seeds": 2, "budgets": [2, 4]}
+    several = study(
+        data=[{**DIGITS, "label": "a"}, {**DIGITS, "subset": 64, "label": "b"}], **asked
+    )
+    jobs = all_jobs(several.jobs()).values()
+    labels = {job.label for job in jobs}
+    assert len(labels) == len(jobs)
+    assert "b / net for 4 epochs l1-filter 0.5 fine-tune seed 1" in labels
+    alone = {job.label for job in all_jobs(study(**asked).jobs()).values()}
+    assert alone == {label.partition(" / ")[2] for label in labels}
+    each = study(
+        data=None, experiments=[{"data": one} for one in (DIGITS, {**DIGITS, "subset": 64})]
+    )
+    assert {job.label.partition(" / ")[0] for job in each.jobs()} == {
+        "digits (128 images)",
+        "digits (64 images)",
+    }

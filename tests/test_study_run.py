@@ -110,6 +110,16 @@ def test_names_harm_no_notebook(tmp_path: Path) -> None:
     assert "<table" in shown
 
 
+def test_failures_of_several_data_sets_are_told_apart(tmp_path: Path) -> None:
+    data = [{**STUDY["data"], "label": label, "subset": n} for label, n in (("a", 60), ("b", 40))]
+    study = {**STUDY, "data": data, "methods": [], "arms": ["unpruned"]}
+    study["recipe"] = {**STUDY["recipe"], "lr": 1e30}
+    found = regrow.run_study(study, store=tmp_path, workers=0, progress=False, retries=0)
+    assert [*found.failures] == [
+        f"{label} / tiny VGG unpruned seed {seed}" for label in "ab" for seed in (0, 1)
+    ]
+
+
 @pytest.mark.parametrize("study", [None, 3, ["a"]])
 def test_what_is_no_study_is_refused(study: Any) -> None:
     with pytest.raises(ConfigError, match="A study is a file, a mapping"):

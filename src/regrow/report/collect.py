@@ -1,5 +1,6 @@
 """The runs of a study, read from a store: each cell's record, and its total cost."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -222,16 +223,20 @@ class Reader:
         return None if failure is None else str(failure.get("message", ""))
 
     def failures(self, cells: Iterable[Cell]) -> list[Failure]:
-        """Return the failed and damaged jobs among all that cells depend on."""
-        failures: dict[str, Failure] = {}
+        """Return the failed and damaged jobs among all that cells depend on, by distinct labels."""
+        failed: dict[str, tuple[str, str]] = {}
         for cell in cells:
             job, *beneath = self.stages(cell.job)
             for stage in (*beneath, job):
                 problem = None if self.has(stage) else self.failure(stage)
                 problem = self._damaged.get(stage.key, problem)
                 if problem is not None:
-                    failures[stage.key] = Failure(label=stage.label, message=problem)
-        return list(failures.values())
+                    failed[stage.key] = stage.label, problem
+        times = Counter(label for label, _ in failed.values())
+        return [
+            Failure(label=f"{label} (job {key[:12]})" if times[label] > 1 else label, message=why)
+            for key, (label, why) in failed.items()
+        ]
 
     def run(self, cell: Cell) -> Run:
         """Return the run of a cell, with results if it is done."""

@@ -203,8 +203,8 @@ def publish_all(
 
 def _notes(plan: Plan, results: Sequence[StudyResults]) -> tuple[str, ...]:
     skipped = [f"Not run, {name}: {reason}" for name, reason in plan.skipped.items()]
-    failures = {failure.label: failure.message for study in results for failure in study.failures}
-    failed = [f"Failed, {label}: {message}" for label, message in failures.items()]
+    failures = dict.fromkeys(failure for study in results for failure in study.failures)
+    failed = [f"Failed, {failure.label}: {failure.message}" for failure in failures]
     short = [study.part.name for study in results if not study.complete]
     missing = [f"Some runs of {listed(short)} have no result."] if short else []
     return (*plan.notes, *notices(plan.jobs), *skipped, *missing, *failed)

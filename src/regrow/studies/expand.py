@@ -153,7 +153,7 @@ def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
         for transfer, arm in (pair for pair in pairs if not pair[0].unpruned):
             for seed in experiment.seeds:
                 under = plain[seed] if transfer.further else beneath[cut, transfer.needs, seed]
-                label = f"{arm.name} {cut.label}"
+                label = f"{use.label} {cut.label} {arm.name}"
                 if transfer.further:
                     last = arm.recipe(experiment.recipe, experiment.recipe.length)
                     pruned = prune(whole[seed])
@@ -173,16 +173,14 @@ def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
 
 def _on(experiment: Experiment, data: Material, job: AnyJob, seed: int, *, label: str) -> Train:
     """Return the training of a head on a job's network, or of a pruned network that has a head."""
-    head, budget = experiment.head, epochs_in_words(experiment.budget)
-    assert head is not None
     return Train(
         data=data,
         model=job.model,
         recipe=experiment.recipe,
         seed=seed,
         initial=job,
-        head=head,
-        label=f"{' for '.join(filter(None, (f'{head.noun} {label}', budget)))} seed {seed}",
+        head=experiment.head,
+        label=f"{experiment.title} {label} seed {seed}",
     )
 
 
@@ -231,7 +229,9 @@ def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Mate
         data=source.data or experiment.data,
         model=source.model or experiment.model,
         model_label=source.model_label or experiment.model_label,
+        on=source.data_label or experiment.on,
         recipe=source.recipe or experiment.recipe,
+        budget=experiment.budget if source.recipe is None else source.recipe.epochs,
     )
     followed_data = material(followed.data)
     network = followed_data.model(followed.model)
@@ -318,7 +318,7 @@ def _pruner(
 
     def prune(trained: Train | Retrain) -> Prune:
         parent = trained if method.trained or trained.head is not None else None
-        network = experiment.model_label if parent is None else experiment.title
+        network = experiment.network if parent is None else experiment.title
         label = f"{network} {use.label} {cut.label} prune"
         seed = 0 if by_structure else trained.seed
         return Prune(
@@ -363,7 +363,7 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
     starts = {"inherited": prune.parent or trained, "rewound": trained}
     seed = trained.seed
     pruned_network = prune.label.rpartition(" prune")[0].removeprefix(
-        experiment.title if prune.parent is not None else experiment.model_label
+        experiment.title if prune.parent is not None else experiment.network
     )
     return Retrain(
         prune=prune,

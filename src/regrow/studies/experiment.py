@@ -94,11 +94,30 @@ class Source:
         return ", ".join(filter(None, (self.model_label, self.data_label)))
 
 
+class Titled:
+    """Gives an experiment the labels that its jobs begin with, distinct within a study."""
+
+    model_label: str
+    on: str
+    budget: int | None
+
+    @property
+    def network(self) -> str:
+        """The network's label, with that of the data set if the study has several."""
+        return " / ".join(filter(None, (self.on, self.model_label)))
+
+    @property
+    def title(self) -> str:
+        """The network's label, with the data set and the budget if there are several."""
+        return " for ".join(filter(None, (self.network, epochs_in_words(self.budget))))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Titled):
     """One data set, one model, and everything that is compared on them.
 
-    ``budget``: the recipe's epochs, if the study has several training budgets. With a ``backbone``,
+    ``on``: the label of the data set, if the study has several. ``budget``: the recipe's epochs, if
+    the study has several training budgets. With a ``backbone``,
     the ``head`` is built on the networks of the backbone's arms, one arm for each of the
     ``transfers``.
     """
@@ -114,12 +133,8 @@ class Experiment:
     backbone: "Experiment | None" = None
     head: Head | None = None
     transfers: "tuple[Transfer, ...]" = ()
+    on: str = ""
     budget: int | None = None
-
-    @property
-    def title(self) -> str:
-        """The network's label, with the budget if there are several."""
-        return " for ".join(filter(None, (self.model_label, epochs_in_words(self.budget))))
 
 
 def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:

@@ -23,7 +23,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from regrow.core.durations import epochs_in_words
 from regrow.core.units import UNITS
 from regrow.core.validation import as_list, is_int, is_number, mapping, percent, refuse_twice, text
 from regrow.data import load
@@ -39,7 +38,7 @@ from regrow.pruning.dry_run import saying_where
 from regrow.pruning.method import Method, Scope
 from regrow.pruning.select import select
 from regrow.studies.budgets import read_budgets
-from regrow.studies.experiment import MethodUse, read_seeds, read_use
+from regrow.studies.experiment import MethodUse, Titled, read_seeds, read_use
 from regrow.studies.family import COUNTED, narrowed
 from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
 from regrow.surgery import trace
@@ -84,7 +83,7 @@ class Rival:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnExperiment:
+class OwnExperiment(Titled):
     """A user's own network, its training function, and everything that is compared on them.
 
     ``data`` and ``recipe`` hold what takes their place in a table: the training function, and the
@@ -106,12 +105,8 @@ class OwnExperiment:
     seeds: tuple[int, ...]
     head: ClassVar[None] = None
     backbone: ClassVar[None] = None
+    on: str = ""  # the label of the function, if the study has several
     budget: int | None = None  # the training budget in epochs, if the study has several
-
-    @property
-    def title(self) -> str:
-        """The network's label, with the budget if there are several."""
-        return " for ".join(filter(None, (self.model_label, epochs_in_words(self.budget))))
 
 
 def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":

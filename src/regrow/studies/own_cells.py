@@ -58,8 +58,8 @@ def _cell(experiment: OwnExperiment, job: OwnTrain, seed: int, **place: Any) -> 
 
 
 def _rival(experiment: OwnExperiment, rival: Rival, seed: int) -> OwnTrain:
-    label = f"{rival.arm.name}{experiment.title.removeprefix(experiment.model_label)} seed {seed}"
-    return _train(experiment, rival.network, rival.arm, seed, label=label)
+    title = replace(experiment, model_label=rival.arm.name).title
+    return _train(experiment, rival.network, rival.arm, seed, label=f"{title} seed {seed}")
 
 
 def _retrain(
@@ -69,7 +69,7 @@ def _retrain(
 
     If its weights are given and nothing is trained, one measurement serves all seeds.
     """
-    label = f"{prune.label.partition(' prune')[0]} {arm.name}"
+    label = f"{prune.label.rpartition(' prune')[0]} {arm.name}"
     given = arm.start == "inherited" and (prune.folder is not None or plain.is_published)
     if given and arm.budget.kind == "none":
         seed = 0

@@ -59,8 +59,8 @@ A model with ``weights: torchvision`` is not trained but used as published, on d
 thousand classes (on other data, training continues from those weights).
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +149,7 @@ class Study:
         else:
             experiments = _read(shared)
         _check_rows(experiments)
+        experiments = _telling_data_apart(experiments)
         return cls(
             name=file_name(top.get("name", name)),
             title=text(top.get("title", top.get("name", name)), "title"),
@@ -231,6 +232,20 @@ def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> "list[AnyExper
         except ConfigError as error:
             raise ConfigError(f"experiments, number {number}: {error}") from error
     return experiments
+
+
+def _telling_data_apart(experiments: "list[AnyExperiment]") -> "list[AnyExperiment]":
+    """Name the data set in the labels of jobs, if there are several, also beneath heads."""
+
+    def among(parts: "Sequence[Any]") -> "list[Any]":
+        several = len({part.data_label for part in parts}) > 1
+        return [replace(part, on=part.data_label) for part in parts] if several else [*parts]
+
+    beneath = iter(among([e.backbone for e in experiments if e.backbone is not None]))
+    return [
+        replace(e, backbone=next(beneath)) if e.backbone is not None else e
+        for e in among(experiments)
+    ]
 
 
 def _check_rows(experiments: "Iterable[AnyExperiment]") -> None:
