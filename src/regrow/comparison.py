@@ -1,31 +1,34 @@
 """Compare ways to obtain a smaller network, with the user's own training function.
 
-    found = compare("nets.py:MobileNet", "my_train.py:train", input="1x3x64x64", macs=0.5,
-                    metric="accuracy", budget=30)
+    network = {"network": "nets.py:MobileNet", "input": "1x3x64x64"}
+    found = compare(network, "my_train.py:train", metric="accuracy", budget=30,
+                    amounts={"macs": 0.5})
     print(found.answer)
 
 A comparison is an ordinary study (``studies.own``) that is built from the arguments and run.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import pandas as pd
 
 from regrow.core.execution import RETRIES, Execution
 from regrow.core.texts import listed
-from regrow.core.validation import as_list
+from regrow.core.validation import as_list, check_kind, path_of, refuse_unknown
 from regrow.errors import ConfigError, short
 from regrow.pruning.method import criterion_key
 from regrow.report import Report, Run, Verdict, page_of, summarise
 from regrow.report.collect import Results, results_of
-from regrow.report.files import write_study
+from regrow.report.files import check_writable, write_study
 from regrow.report.render import failure_lines
 from regrow.run import Event, Summary, check_machines, run_as
 from regrow.store import Store
+from regrow.studies.own import DEFAULT_ARMS
 from regrow.studies.study import Study
 
 
@@ -52,60 +55,71 @@ class ComparisonResult:
         return self.answer if self.report is None else self.report.text
 
 
+class Options(TypedDict, total=False):
+    """What is compared and how, beside the network and its training; see ``compare``."""
+
+    metric: Required[Mapping[str, Any] | str]
+    budget: Mapping[str, Any] | int | None
+    budgets: Sequence[int | str] | int | str | None
+    small: Sequence[str | Path] | str | Path | None
+    amounts: Mapping[str, Any] | None
+    criterion: str
+    allocation: str
+    scope: Sequence[str] | str
+    rounds: int
+    multiple_of: int
+    examples: str | None
+    arms: Sequence[Any] | str | None
+    fine_tune: float | None
+    cap: float | None
+    uniform: bool | None
+    rivals: Sequence[Any] | str | None
+    seeds: int | Sequence[int]
+
+
 def study_value(
-    network: Mapping[str, Any] | str,
-    train: str | Callable[..., Any],
-    *,
-    metric: Mapping[str, Any] | str,
-    budget: Mapping[str, Any] | int | None = None,
-    budgets: Sequence[int | str] | None = None,
-    small: str | Path | Sequence[str | Path] = (),
-    criterion: str = "l1",
-    allocation: str = "uniform",
-    scope: str | Sequence[str] = "all",
-    rounds: int = 1,
-    examples: str | None = None,
-    multiple_of: int = 1,
-    amounts: Mapping[str, Any] | None = None,
-    arms: Sequence[Any] | None = None,
-    fine_tune: float | None = None,
-    cap: float | None = None,
-    uniform: bool = False,
-    rivals: Sequence[Any] = (),
-    seeds: int | Sequence[int] = 3,
+    network: Mapping[str, Any] | str, train: str | Callable[..., Any], **options: Unpack[Options]
 ) -> dict[str, Any]:
-    """Return the study of a comparison in the form of a study file's content; see ``compare``."""
-    value: dict[str, Any] = {
-        "train": place_of_function(train),
-        "metric": metric,
-        **({} if budget is None else {"budget": budget}),
-        **({} if budgets is None else {"budgets": list(budgets)}),
-        "models": network,
-    }
+    """Return the study of a comparison in the form of a study file's content, not yet checked."""
+    given = {name: _as_in_file(value) for name, value in options.items()}
+    said = {name: value for name, value in given.items() if value is not None}
+    value: dict[str, Any] = {"train": place_of_function(train), **_some(said, "metric")}
+    value |= {**_some(said, "budget", "budgets"), "models": network}
+    amounts = said.get("amounts", {})
+    check_kind(amounts, Mapping, "'amounts' must map a cost to a share, such as {'macs': 0.5}")
     if amounts:
         value["methods"] = {
             "name": "l1",
-            "label": criterion,
-            "criterion": criterion_key(criterion),
-            "allocation": allocation,
-            "scope": scope if isinstance(scope, str) else list(scope),
-            **({"rounds": rounds} if rounds > 1 else {}),
-            **({"multiple_of": multiple_of} if multiple_of != 1 else {}),
+            "label": said.get("criterion", "l1"),
+            "criterion": criterion_key(said.get("criterion", "l1")),
+            "allocation": said.get("allocation", "uniform"),
+            "scope": said.get("scope", "all"),
+            **{k: v for k, v in _some(said, "rounds", "multiple_of").items() if v != 1},
             **amounts,
         }
-    value |= {"examples": examples} if examples is not None else {}
-    if folders := [str(folder) for folder in as_list(small)]:
-        value["small"] = folders
-    changed = {"fine-tune": ("share", fine_tune), "scratch-b": ("cap", cap)}
+    value |= _some(said, "examples", "small")
+    changed = {"fine-tune": _some(said, share="fine_tune"), "scratch-b": _some(said, "cap")}
     value["arms"] = [
-        {"name": arm, changed[arm][0]: changed[arm][1]}
-        if isinstance(arm, str) and changed.get(arm, ("", None))[1] is not None
-        else arm
-        for arm in arms or ("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")
+        {"name": arm, **changed[arm]} if isinstance(arm, str) and changed.get(arm) else arm
+        for arm in as_list(said.get("arms", [*DEFAULT_ARMS]))
     ]
-    value |= {"uniform": True} if uniform else {}
-    value |= {"rivals": list(rivals)} if rivals else {}
-    return {**value, "seeds": seeds if isinstance(seeds, int) else list(seeds)}
+    value |= _some(said, "uniform", "rivals")
+    return {**value, "seeds": given.get("seeds", 3)}
+
+
+def _some(given: Mapping[str, Any], *names: str, **renamed: str) -> dict[str, Any]:
+    """Return the entries with these names, as far as there are any, some under another name."""
+    wanted = {**dict(zip(names, names, strict=True)), **renamed}
+    return {key: given[name] for key, name in wanted.items() if name in given}
+
+
+def _as_in_file(value: Any) -> Any:
+    """Return a value as a study file has it: a path as a text, several values as a list."""
+    if isinstance(value, PathLike):
+        return str(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        return [_as_in_file(entry) for entry in value]
+    return value
 
 
 def compare(
@@ -122,7 +136,7 @@ def compare(
     stop_after: float | str | None = None,
     retries: int = RETRIES,
     on_event: Callable[[Event], None] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> ComparisonResult:
     """Compare a pruned network, fine-tuned or trained from scratch, with others of equal cost.
 
@@ -132,23 +146,37 @@ def compare(
         train: ``file.py:name`` of ``train(model, budget, seed) -> metrics``, or the function.
         name, out: the name of the study, and a folder for its report.
         store, workers, device, on, address, stop_after, retries, on_event: as for ``run_study``.
-        options: see ``study_value``. Required are ``metric``, ``budget`` or ``budgets`` (numbers
-            of epochs, or multiples of ``budget`` such as "0.5x"), and the smaller network:
-            ``amounts`` (``{"macs": 0.5}``) or ``small`` (folders that ``regrow shrink`` wrote).
+        metric: the score to compare by, one that ``train`` returns; or a mapping with ``name``,
+            ``better``, ``margin``, ``num_test`` and ``chance``.
+        budget, budgets: the length of the unpruned network's training, in epochs or as a mapping
+            (``{"steps": 1000}``); several, in epochs or as multiples of it ("0.5x").
+        small, amounts: the smaller network: folders that ``regrow shrink`` wrote; or how much is
+            left of a cost (``{"macs": 0.5}``), or removed (``{"sparsity": 0.5}``).
+        criterion, allocation, scope, rounds, multiple_of, examples: how units are chosen.
+        arms: what is compared (default: ``DEFAULT_ARMS``).
+        fine_tune, cap: the budget of ``fine-tune`` as a share of the unpruned network's, and the
+            most that ``scratch-b`` trains as a multiple of it.
+        uniform, rivals: whether the network is trained at uniform widths too; other networks.
+        seeds: the number of seeds (default: 3), or a list of them.
 
     Raises:
         ConfigError: an argument or the study is invalid.
     """
+    known = [*Options.__annotations__, *inspect.getfullargspec(compare).kwonlyargs]
+    refuse_unknown(options, known, kind="argument", where="regrow.compare")
+    folder = None if out is None else path_of(out, "The 'out' of regrow.compare")
     limits: dict[str, Any] = {"stop_after": stop_after, "retries": retries}
     execution = Execution(workers=workers, device=device, on=on, address=address, **limits)
     study = Study.from_json(study_value(network, train, **options), name=name)
     check_machines(execution)
     opened = Store.open(store)
+    if folder is not None:
+        check_writable(folder)
     summary = run_as(execution, study.jobs(), opened, on_event=on_event)
     results = results_of(study, opened)
     report = None
-    if out is not None:
-        report, _ = write_study(study, opened, Path(out), command="regrow.compare(...)")
+    if folder is not None:
+        report, _ = write_study(study, opened, folder, command="regrow.compare(...)")
     rows = summarise(results.runs)
     page = page_of(results.runs, rows, title=study.title, notes=results.notes, advise=True)
     return ComparisonResult(

@@ -188,15 +188,15 @@ def compare(
     """Fine-tune a smaller network, train it from scratch, or train another one: compare them."""
     _begin(net, train, weights, with_files)
     known = {"margin": margin, "num_test": num_test, "chance": chance}
-    options = {"fine_tune": fine_tune, "cap": cap, "uniform": uniform, "seeds": seeds}
+    options = {"fine_tune": fine_tune, "cap": cap, "uniform": uniform or None, "seeds": seeds}
     value = _study(
         _network(net, inputs, weights, _arguments(settings, arguments), keep),
         train,
         metric=_score(metric, lower=lower_is_better, **known),
         **_budgets(budget, budget_unit, budgets),
-        small=small or (),
+        small=small,
         amounts=_given(macs=macs, parameters=parameters, latency=latency, sparsity=sparsity),
-        rivals=_rivals(rival or (), width_multiplier, rival_budget),
+        rivals=_rivals(rival or (), width_multiplier, rival_budget) or None,
         **_how(criterion, allocation, scope, rounds=rounds, multiple_of=multiple_of, examples=data),
         **options,
     )

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,7 +41,6 @@ from regrow.cli.terminal import (
     say_written,
 )
 from regrow.cli.track import export_at_end, names_of, trackers_of, while_running
-from regrow.core.disk import why
 from regrow.core.durations import clock
 from regrow.core.execution import Execution
 from regrow.core.registry import loaded_files
@@ -165,6 +163,7 @@ def run_study(
     """
     workers, device = execution.workers, execution.first
     study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
+    from regrow.report.files import check_writable
     from regrow.run import check_machines, run_as
     from regrow.run.display import display
 
@@ -176,7 +175,7 @@ def run_study(
     opened = open_store(store, create=True)
     keep(opened)
     _remember(opened, path, study, jobs, data or ())
-    _check_writable(_report_folder(study, out))
+    check_writable(_report_folder(study, out))
     if first is not None:
         first(jobs, opened, workers)
     command = _report_command(path, store, out, data or (), hours)
@@ -280,19 +279,6 @@ def _print_summary(summary: "Summary", page: Path) -> None:
 
 def _report_folder(study: "Study", out: Path | None) -> Path:
     return out if out is not None else DEFAULT_REPORT / study.name
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a report folder that cannot be written, before any training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot write the report to '{folder}': {why(error, folder)}. Name a folder "
-            "that you may write to with --out."
-        ) from error
 
 
 def _live_page(

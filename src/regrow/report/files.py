@@ -7,6 +7,7 @@ folder lists, and the new one does not have, are removed unless they have been c
 import gc
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,9 @@ from datetime import date
 from pathlib import Path
 
 from regrow.core.digests import parsed, read_file
+from regrow.core.disk import why
 from regrow.core.machine import machine
+from regrow.errors import ConfigError
 from regrow.report import HOW_FILE, Report, write, writing
 from regrow.report.collect import Results, results_of
 from regrow.report.frames import epochs_of
@@ -105,6 +108,19 @@ def write_study(
         written = replace(written, paths=(*written.paths, page))
     _replace(earlier, written, folder)
     return written, results
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a report's folder that cannot be written, before any training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the report to '{folder}': {why(error, folder)}. Name a folder that "
+            "you may write to with 'out' (--out)."
+        ) from error
 
 
 def _listed(folder: Path) -> dict[str, str]:

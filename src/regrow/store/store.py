@@ -54,6 +54,7 @@ from regrow.core.disk import why
 from regrow.core.leases import SilenceWatch, is_held, take
 from regrow.core.processes import fresh_name, is_litter
 from regrow.core.texts import visible
+from regrow.core.validation import path_of
 from regrow.errors import Damaged, Removed, StoreError, short
 from regrow.store.workspace import CHECKPOINT, Workspace, move_aside, remove
 
@@ -104,7 +105,7 @@ class Store:
         Raises ``StoreError`` if it cannot be read or written, has another version, or if the folder
         contains something else.
         """
-        root = Path(path)
+        root = path_of(path, "The store")
         if any("\ud800" <= letter <= "\udfff" for letter in str(root)):
             raise StoreError(f"{root} is not UTF-8, as tensors need. Choose another --store.")
         try:

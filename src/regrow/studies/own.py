@@ -57,6 +57,11 @@ KNOWN_METRICS = {
     metric.key: replace(metric, example="example", per_loss=None)  # the function has its own loss
     for metric in (ACCURACY, TOKEN_ACCURACY, R_SQUARED, BITS_PER_BYTE)
 }
+NEEDED = {
+    "metric": "the name of the score that it returns, such as accuracy",
+    "budget": "the epochs of the unpruned network's training, such as 30, or several 'budgets'",
+    "models": "the network, such as nets.py:MobileNet",
+}
 UNIFORM = "uniform"
 FEW = 16  # examples that a method is tried on
 
@@ -111,9 +116,9 @@ class OwnExperiment(Titled):
 
 def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
     """Read the values of the keys ``OWN_KEYS``: an experiment for each training budget."""
-    for key in ("train", "metric", *(() if "budgets" in value else ("budget",)), "models"):
-        if key not in value:
-            raise ConfigError(f"{key!r} is missing: a study with a 'train' function needs it.")
+    for key, needed in NEEDED.items():
+        if key not in value and not (key == "budget" and "budgets" in value):
+            raise ConfigError(f"{key!r} is missing. With a 'train' function, give {needed}.")
     (given, *more), small = as_list(value["models"]) or [None], as_list(value.get("small", []))
     if more or given is None:
         raise ConfigError("'models' must name one network beside 'train'. Write two studies.")
