@@ -416,7 +416,12 @@ AWRY = "from data import *\ndef train(model, budget, seed):\n    steps(model, bu
     ("text", "given", "num", "told"),
     [
         (WRONG.format("oh"), True, 1, "mine.py, line 2: NameError: name 'oh' is not defined"),
-        (WRONG.format("return {'acc': 1.0}"), True, 1, "returned no 'accuracy'"),
+        (
+            WRONG.format("return {'acc': 1.0}"),
+            True,
+            1,
+            "returned no 'accuracy', by which networks are to be compared, but 'acc'. Return it",
+        ),
         (WRONG.format("return 1.0 if not budget.epochs else oh"), True, 2, "line 2: NameError"),
         (AWRY.format("oh"), False, 2, "mine.py, line 3: NameError: name 'oh' is not defined"),
     ],
@@ -727,8 +732,17 @@ def test_what_is_drawn_by_a_number_of_the_full_width_is_named(net: str, named: l
     ("changes", "message"),
     [
         ({"metric": "f1"}, "two networks count as equally good"),
-        ({"metric": {"name": "accuracy", "better": "lower"}}, "'accuracy' is better higher"),
-        ({"budget": {"epochs": 0}}, "at least 1"),
+        (
+            {"metric": {"name": "accuracy", "better": "lower"}},
+            r"Higher values of 'accuracy' are better, not lower ones. Leave out 'better' "
+            r"\(--lower-is-better\), or have your function return another score under another",
+        ),
+        (
+            {"budget": {"epochs": 0}},
+            r"'budget' \(--budget\) must be .* epochs from 1 to 1,000,000,",
+        ),
+        ({"budget": {"steps": 10**15 + 1}}, "must be a whole number of steps from 1 to 1,000,000,"),
+        ({"budget": {"flops": 1e30}}, r"'budget' \(--budget\) in FLOPs must be at most"),
         ({"budget": {"epoch": 3}}, "one of epochs, steps, samples, flops"),
         ({"budget": {"flops": 1e-3}}, "less than training on one example"),
         ({"methods": {"name": "magnitude", "sparsity": 0.5}}, "would not hold at zero"),
@@ -899,7 +913,11 @@ def test_a_study_of_ones_own_function_has_budgets_too(here: Path) -> None:
     ("changes", "message"),
     [
         ({"budget": None}, "'budget' is missing"),
-        ({"budget": None, "budgets": ["0.5x"]}, "Got '0.5x', and the training has no epochs"),
+        (
+            {"budget": None, "budgets": ["0.5x"]},
+            r"a multiple of that of the 'budget' \(--budget\), such as .* and the 'budget' .* is "
+            "not given",
+        ),
         ({"budget": {"steps": 80}, "budgets": [2, 4]}, "epochs, and the 'budget'.*is of steps"),
         (
             {"arms": [{"name": "fine-tune", "peak_rates": 0.1}]},

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import regrow
+from commands import Command
 from regrow import comparison
 from regrow.comparison import ComparisonResult
 from regrow.errors import ConfigError
@@ -68,7 +69,7 @@ def test_the_example_of_the_module_runs() -> None:
         ({"seeds": None}, "The 'seeds' must be how many (an int of at least 1) or a list of at"),
         ({"seeds": 2.0}, "a list of at least one seed. Got 2.0."),
         ({"seeds": "3"}, "a list of at least one seed. Got '3'."),
-        ({"budgets": 1.5}, "must be a number of epochs, an int of at least 1, or a factor"),
+        ({"budgets": 1.5}, "must be a number of epochs, an int from 1 to 1,000,000,000,000,000"),
         ({"budgets": []}, "The 'budgets' must be from 1 to 100, such as [2, 4, 8]. Got 0."),
         ({"amounts": 0.5}, "must map a cost to a share, such as {'macs': 0.5}. Got 0.5."),
         ({"amounts": ["macs"]}, "must map a cost to a share, such as {'macs': 0.5}. Got ['macs']."),
@@ -89,6 +90,21 @@ def test_a_wrong_argument_is_refused_before_training(
     (here / "my_train.py").write_text("def train(model, budget, seed):\n    raise SystemExit")
     with pytest.raises(ConfigError, match=re.escape(words)):
         compared(**options)
+
+
+@pytest.mark.parametrize("budget", ["1e30", "1e300", "inf", "nan", "0", "2.5"])
+def test_a_budget_out_of_range_is_refused_by_its_option(
+    budget: str, here: Path, command: Command
+) -> None:
+    network = ("nets.py:mlp", "--input", "1x4", "--macs", "0.5", "--train", "my_train.py:train")
+    refused = command("compare", *network, "--out", "out", "--budget", budget)
+    assert refused.code == 2
+    wanted = (
+        "A 'budget' (--budget) must be a whole number of epochs from 1 to 1,000,000,000,000,000."
+    )
+    assert wanted in refused.text
+    assert "study.yaml" not in refused.text
+    assert not (here / "out").exists()
 
 
 def test_one_value_is_a_list_of_one_and_any_sequence_a_list() -> None:

@@ -160,8 +160,8 @@ def test_a_study_of_several_metrics_never_mixes_them(tmp_path: Path) -> None:
     runs = [*study(ACCURACY, (97.0, 60.0, 97.0, 97.1)), *bits()]
     made = report(runs, tmp_path)
     assert {(v.metric, v.margin) for v in made.verdicts} == {(ACCURACY, 0.3), (BITS_PER_BYTE, 0.02)}
-    assert "(accuracy) " in made.answer
-    assert "(bits per byte) " in made.answer
+    assert "as good as fine-tuning (fine-tune), by accuracy? " in made.answer
+    assert "as good as fine-tuning (fine-tune), by bits per byte? " in made.answer
     assert "averaged" not in made.answer  # one cell each
     page = (tmp_path / "report.md").read_text("utf-8")
     assert "| accuracy % | n |" in page

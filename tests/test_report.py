@@ -18,6 +18,7 @@ from regrow.report import Extra, Failure, Report, write
 from regrow.report.answer import answer, sentence
 from regrow.report.figures import _pages, score_figure, score_panels
 from regrow.report.panels import places
+from regrow.report.render import failure_lines
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
 from regrow.report.verdict import Verdict, verdicts
 from regrow.reproduce import layout
@@ -566,3 +567,8 @@ def test_ten_thousand_runs_become_two_thousand_rows(tmp_path: Path) -> None:
     assert len(runs) == 10_000
     assert len(made.frame) == 2000
     assert len(made.verdicts) == 1000  # scratch-e and scratch-b in each of 500 cells
+
+
+def test_what_follows_a_failure_begins_a_sentence() -> None:
+    alike = [Failure(label=label, message="RuntimeError: no luck") for label in "ab"]
+    assert failure_lines(alike) == ["a: RuntimeError: no luck. The same failure: b."]

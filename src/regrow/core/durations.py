@@ -4,6 +4,7 @@ import re
 
 from regrow.errors import ConfigError
 
+MOST_AMOUNT = 10**15  # of epochs, steps or samples in a budget; floats hold it exactly
 DAYS_FROM = 48 * 3600  # seconds from which durations are given in days
 
 

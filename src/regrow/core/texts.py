@@ -53,6 +53,16 @@ def code_span(text: str) -> str:
     return f"`{one_line(text).replace('`', chr(39))}`"
 
 
+def ended(sentence: str) -> str:
+    """Add the full stop that a message may lack before another sentence.
+
+    >>> ended("no memory"), ended("No memory."), ended("What is it?")
+    ('no memory.', 'No memory.', 'What is it?')
+    """
+    text = sentence.rstrip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def listed(items: Sequence[str]) -> str:
     """Join items with commas and "and".
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from regrow.core.digests import digest_of
 from regrow.core.seeds import derive
+from regrow.core.texts import quoted
 from regrow.cost import measure
-from regrow.errors import CodeError, unknown
+from regrow.errors import CodeError
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Context, Job, Keyed, Outcome, Records, state_of, without_none
 from regrow.jobs.own_network import CutFolder, OwnNetwork
@@ -67,8 +68,9 @@ class Judged:
             )
         if key not in metrics:
             raise CodeError(
-                f"The training function returned no {key!r}: {unknown('metric', key, metrics)} "
-                "Name the one to compare by with --metric."
+                f"The training function returned no {key!r}, by which networks are to be "
+                f"compared, but {quoted(metrics)}. Return it under this name, or name what "
+                "networks are to be compared by with 'metric' (--metric)."
             )
         return self._checked(metrics[key])
 

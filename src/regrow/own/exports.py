@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from regrow.core.texts import ended
 from regrow.core.validation import path_of
 from regrow.errors import ConfigError, TraceError, short, unknown
 from regrow.models.inputs import inputs_of
@@ -113,7 +114,7 @@ def export(network: nn.Module, example: Any, path: str | Path) -> str:
     except Exception as error:  # its own code may raise anything
         raise ConfigError(
             f"The network fails on the input {inputs_of(example)}: {type(error).__name__}: "
-            f"{short(error)} Give the input that it takes.{batch_hint(network, example)}"
+            f"{ended(short(error))} Give the input that it takes.{batch_hint(network, example)}"
         ) from error
     with scratch_beside(file) as scratch:
         comparison = EXPORTS[kind](network, tensors, scratch / file.name)

@@ -216,7 +216,8 @@ def _family(family: list[Verdict], *, with_metric: bool = False) -> Answer:
     ``with_metric`` adds the metric's name to the question, for studies with several metrics.
     """
     question, with_results = family[0].question.text, [v for v in family if v.differences]
-    question += f" ({family[0].metric.name})" if with_metric else ""
+    if with_metric:
+        question = f"{question.removesuffix('?')}, by {family[0].metric.name}?"
     conclusive = [v for v in with_results if v.counts]
     if not with_results:
         return Answer(question=question, short="Not run")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.core.texts import listed, markdown_text
+from regrow.core.texts import ended, listed, markdown_text
 from regrow.report import words
 from regrow.report.answer import Answer, sentence
 from regrow.report.budget_words import how, sentences
@@ -231,7 +231,9 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
     for failure in failures:
         labels.setdefault(failure.message, []).append(failure.label)
     return [
-        f"{first}: {message}" + (f" The same failure: {listed(rest)}." if rest else "")
+        f"{first}: {ended(message)} The same failure: {listed(rest)}."
+        if rest
+        else f"{first}: {message}"
         for message, (first, *rest) in labels.items()
     ]
 

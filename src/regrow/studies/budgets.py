@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from math import floor
 from typing import Any
 
-from regrow.core.durations import epochs_in_words
+from regrow.core.durations import MOST_AMOUNT, epochs_in_words
 from regrow.core.validation import as_list, is_int, refuse_twice
 from regrow.errors import ConfigError, short
 from regrow.jobs.arms import OF_FLOPS
@@ -24,8 +24,10 @@ MOST_BUDGETS = 100
 MISSED = 0.1  # relative error of a share in whole epochs, above which it is reported
 
 
-def read_budgets(value: Any, own: int | None) -> tuple[int, ...]:
-    """Return budgets as epochs, in the order given; factors multiply the recipe's ``own`` epochs.
+def read_budgets(value: Any, own: int | None, *, of: str = "the recipe") -> tuple[int, ...]:
+    """Return budgets as epochs, in the order given; factors multiply the ``own`` epochs.
+
+    ``of`` says in messages what has these epochs.
 
     >>> read_budgets([20, "0.5x"], 160)
     (20, 80)
@@ -35,7 +37,7 @@ def read_budgets(value: Any, own: int | None) -> tuple[int, ...]:
         raise ConfigError(
             f"The 'budgets' must be from 1 to {MOST_BUDGETS}, such as [2, 4, 8]. Got {len(given)}."
         )
-    budgets = [_epochs(entry, own) for entry in given]
+    budgets = [_epochs(entry, own, of) for entry in given]
     refuse_twice("budgets", [epochs_in_words(epochs) for epochs in budgets], "leave one out")
     return tuple(budgets)
 
@@ -50,16 +52,17 @@ def split_budgets(value: str) -> list[int | str]:
     return [int(e) if e.isascii() and e.isdigit() and len(e) < 19 else e for e in entries]
 
 
-def _epochs(entry: Any, own: int | None) -> int:
-    if is_int(entry, least=1):
+def _epochs(entry: Any, own: int | None, of: str) -> int:
+    if is_int(entry, least=1) and entry <= MOST_AMOUNT:
         return entry
     matched = FACTOR.fullmatch(entry) if isinstance(entry, str) else None
     epochs = floor(float(matched[1]) * (own or 0) + 1e-9) if matched else 0
-    if epochs < 1:
-        few = f", and the training has {epochs_in_words(own) or 'no epochs'}" if matched else ""
+    if not 1 <= epochs <= MOST_AMOUNT:
+        found = "is not given" if own is None else f"has {epochs_in_words(own)}"
         raise ConfigError(
-            "Each of the 'budgets' must be a number of epochs, an int of at least 1, or a factor "
-            f"of the recipe's, such as 0.5x, that leaves at least one. Got {short(entry)}{few}."
+            f"Each of the 'budgets' must be a number of epochs, an int from 1 to {MOST_AMOUNT:,}, "
+            f"or a multiple of that of {of}, such as 0.5x, in the same range. Got {short(entry)}"
+            f"{f', and {of} {found}' if matched else ''}."
         )
     return epochs
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from regrow.core.choice import Choice
 from regrow.core.durations import epochs_in_words
+from regrow.core.texts import ended
 from regrow.core.units import UNITS
 from regrow.data import DataSpec, load
 from regrow.errors import ConfigError, RegrowError, TraceError, short
@@ -444,8 +445,9 @@ def _try_objective(choice: Choice, model: ModelSpec, data: Material) -> None:
         kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
         raise ConfigError(
             f"The objective {choice.name!r} was tried on the outputs of {model.name} for an "
-            f"example of {data.spec.name!r} (task {data.task}), and fails: {kind}{short(error)} "
-            f"The task's own objective is {TASKS.get(data.task).objective!r}."
+            f"example of {data.spec.name!r} (task {data.task}), and fails: "
+            f"{kind}{ended(short(error))} The task's own objective is "
+            f"{TASKS.get(data.task).objective!r}."
         ) from error
 
 

@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from regrow.core.durations import MOST_AMOUNT
+from regrow.core.texts import ended
 from regrow.core.units import UNITS
 from regrow.core.validation import as_list, is_int, is_number, mapping, percent, refuse_twice, text
 from regrow.data import load
@@ -201,8 +203,9 @@ def _network(
         kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
         guess = "" if "input" in fields else ", which was guessed"
         raise ConfigError(
-            f"{where} fails on the input {network.inputs}{guess}: {kind}{short(error)} Give the "
-            f"input that it takes with 'input', or --input.{batch_hint(built, network.inputs)}"
+            f"{where} fails on the input {network.inputs}{guess}: {kind}"
+            f"{ended(short(error))} Give the input that it takes with 'input', or --input."
+            f"{batch_hint(built, network.inputs)}"
         ) from error
     return network, text(fields.get("label", _label(origin)), "label")
 
@@ -265,7 +268,8 @@ def _wholes(value: Mapping[str, Any], network: OwnNetwork) -> list[tuple[int | N
             f"The 'budgets' are epochs, and the 'budget' beside them is of {own.unit}. Leave it "
             "out, or give it in epochs."
         )
-    budgets = read_budgets(value["budgets"], None if own is None else own.epochs)
+    known = None if own is None else own.epochs
+    budgets = read_budgets(value["budgets"], known, of="the 'budget' (--budget)")
     return [(epochs, WholeBudget(epochs, "epochs")) for epochs in budgets]
 
 
@@ -282,6 +286,11 @@ def _whole(value: Any, network: OwnNetwork) -> WholeBudget:
     if unit == "flops":
         if not is_number(amount) or amount <= 0:
             raise ConfigError(f"The 'budget' in FLOPs must be above 0. Got {short(amount)}.")
+        most = network.cost().training_flops(1) * MOST_AMOUNT
+        if amount > most:
+            raise ConfigError(
+                f"The 'budget' (--budget) in FLOPs must be at most {most:.3g}. Got {short(amount)}."
+            )
         batch = network.inputs.inputs[0].shape[0]
         samples = math.floor(amount * batch / network.cost().training_flops(1))
         if not samples:
@@ -322,7 +331,11 @@ def _metric(name: str, better: Any, margin: float | None) -> Metric:
     known = KNOWN_METRICS.get(name)
     if known is not None:
         if better not in (None, known.better):
-            raise ConfigError(f"{name!r} is better {known.better}. Leave out 'better'.")
+            raise ConfigError(
+                f"{known.better.capitalize()} values of {name!r} are better, not {better} ones. "
+                "Leave out 'better' (--lower-is-better), or have your function return another "
+                "score under another name."
+            )
         sentence = about[0].upper() + about[1:]
         return replace(known, about=sentence, margin=margin or known.margin)
     if margin is None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from regrow.core.durations import MOST_AMOUNT
 from regrow.core.seeds import derive
 from regrow.core.source import digest_of_source
 from regrow.core.validation import is_int, is_number
@@ -280,9 +281,10 @@ def amount_of(value: Any, unit: Any) -> tuple[int, Unit]:
     """Check the amount and the unit of a budget."""
     if unit not in UNITS:
         raise ConfigError(f"Budget: {unknown('unit', str(unit), UNITS)}")
-    if not is_int(value, least=1):
+    if not is_int(value, least=1) or value > MOST_AMOUNT:
         raise ConfigError(
-            f"A budget must be a whole number of {unit}, at least 1. Got {short(value)}."
+            f"A 'budget' (--budget) must be a whole number of {unit} from 1 to {MOST_AMOUNT:,}. "
+            f"Got {short(value)}."
         )
     return value, unit
 
