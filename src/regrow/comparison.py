@@ -56,7 +56,22 @@ class ComparisonResult:
 
 
 class Options(TypedDict, total=False):
-    """What is compared and how, beside the network and its training; see ``compare``."""
+    """The options of a comparison, beside the network and its training.
+
+    Args:
+        metric: the score to compare by, one that ``train`` returns; or a mapping with ``name``,
+            ``better``, ``margin``, ``num_test`` and ``chance``.
+        budget, budgets: the length of the unpruned network's training, in epochs or as a mapping
+            (``{"steps": 1000}``); several, in epochs or as multiples of it ("0.5x").
+        small, amounts: the smaller network: folders that ``regrow shrink`` wrote; or how much is
+            left of a cost (``{"macs": 0.5}``), or removed (``{"sparsity": 0.5}``).
+        criterion, allocation, scope, rounds, multiple_of, examples: how units are chosen.
+        arms: what is compared (default: ``DEFAULT_ARMS``).
+        fine_tune, cap: the budget of ``fine-tune`` as a share of the unpruned network's, and the
+            most that ``scratch-b`` trains as a multiple of it.
+        uniform, rivals: whether the network is trained at uniform widths too; other networks.
+        seeds: the number of seeds (default: 3), or a list of them.
+    """
 
     metric: Required[Mapping[str, Any] | str]
     budget: Mapping[str, Any] | int | None
@@ -146,18 +161,8 @@ def compare(
         train: ``file.py:name`` of ``train(model, budget, seed) -> metrics``, or the function.
         name, out: the name of the study, and a folder for its report.
         store, workers, device, on, address, stop_after, retries, on_event: as for ``run_study``.
-        metric: the score to compare by, one that ``train`` returns; or a mapping with ``name``,
-            ``better``, ``margin``, ``num_test`` and ``chance``.
-        budget, budgets: the length of the unpruned network's training, in epochs or as a mapping
-            (``{"steps": 1000}``); several, in epochs or as multiples of it ("0.5x").
-        small, amounts: the smaller network: folders that ``regrow shrink`` wrote; or how much is
-            left of a cost (``{"macs": 0.5}``), or removed (``{"sparsity": 0.5}``).
-        criterion, allocation, scope, rounds, multiple_of, examples: how units are chosen.
-        arms: what is compared (default: ``DEFAULT_ARMS``).
-        fine_tune, cap: the budget of ``fine-tune`` as a share of the unpruned network's, and the
-            most that ``scratch-b`` trains as a multiple of it.
-        uniform, rivals: whether the network is trained at uniform widths too; other networks.
-        seeds: the number of seeds (default: 3), or a list of them.
+        options: see ``Options``. Required are ``metric``, ``budget`` or ``budgets``, and
+            ``amounts`` or ``small``, the smaller network.
 
     Raises:
         ConfigError: an argument or the study is invalid.

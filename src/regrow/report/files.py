@@ -91,23 +91,38 @@ def write_study(
             (fresh / name).write_text(text, encoding="utf-8", newline="\n")
     written = replace(written, paths=(*written.paths, *(folder / name for name in tables)))
     if html:
-        from regrow.report.html import document_of, gather, write_document
-
-        groups = [run.group for run in results.runs]
-        evidence = gather(results.cells, groups, results.reader, weights=refresh is None)
-        document = document_of(
-            written,
-            results.runs,
-            evidence,
-            folder,
-            settings=settings or {},
-            with_checklist=checklist,
-            refresh=refresh,
+        page = _write_page(
+            written, results, folder, settings or {}, checklist=checklist, refresh=refresh
         )
-        page = write_document(document, folder)
         written = replace(written, paths=(*written.paths, page))
     _replace(earlier, written, folder)
     return written, results
+
+
+def _write_page(
+    report: Report,
+    results: Results,
+    folder: Path,
+    settings: Mapping[str, str],
+    *,
+    checklist: bool,
+    refresh: int | None,
+) -> Path:
+    """Write the HTML page of a report, and return its path."""
+    from regrow.report.html import document_of, gather, write_document
+
+    groups = [run.group for run in results.runs]
+    evidence = gather(results.cells, groups, results.reader, weights=refresh is None)
+    document = document_of(
+        report,
+        results.runs,
+        evidence,
+        folder,
+        settings=settings,
+        with_checklist=checklist,
+        refresh=refresh,
+    )
+    return write_document(document, folder)
 
 
 def check_writable(folder: Path) -> None:
