@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 
+from regrow.errors import ConfigError
 from regrow.jobs.arms import BudgetKind, Start
-from regrow.report import Report, Run, write
+from regrow.report import Report, Run, page_of, write
 from regrow.report.figures import score_figure, score_panels
-from regrow.report.rows import summarise
+from regrow.report.rows import row_columns, summarise, to_csv
 from regrow.report.validity import Evidence, judge
 from regrow.report.verdict import Verdict, verdicts
-from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, Metric
+from regrow.tasks.metric import (
+    ACCURACY,
+    BITS_PER_BYTE,
+    EXAMPLE_ACCURACY,
+    R_SQUARED,
+    Metric,
+    check_margin,
+)
 
 ARMS: dict[str, tuple[Start, BudgetKind]] = {
     "unpruned": ("initial", "equal-epochs"),
@@ -192,3 +200,24 @@ def test_rows_of_accuracy_have_the_columns_they_had() -> None:
     frame = summarise(study(ACCURACY, (97.0, 60.0, 97.0, 97.1)))
     assert "metric" not in frame.columns
     assert summarise(bits())["metric"].tolist() == ["bits_per_byte"] * 4
+
+
+def test_one_margin_does_not_hold_for_metrics_of_several_units() -> None:
+    check_margin(0.3, [ACCURACY, EXAMPLE_ACCURACY])
+    check_margin(None, [ACCURACY, R_SQUARED])
+    told = r"accuracy and R2. Leave it out: .*, 0.3 points \(accuracy\) and 0.01 \(R2\)"
+    with pytest.raises(ConfigError, match=told):
+        check_margin(0.3, [ACCURACY, R_SQUARED])
+    both = [*bits(), *study(ACCURACY, (97.0, 60.0, 97.0, 97.1))]
+    with pytest.raises(ConfigError, match="One 'margin' of 1 cannot hold"):
+        page_of(both, summarise(both), title="t", margin=1.0)
+    with pytest.raises(ConfigError, match="in points of accuracy, of which there are 100"):
+        check_margin(1000.0, [ACCURACY])
+
+
+def test_small_scores_keep_their_digits_in_files() -> None:
+    small = replace(R_SQUARED, key="mse", name="mse", better="lower", margin=1e-6)
+    runs = [replace(run, score=(run.score or 0.0) * 1e-7) for run in study(small, (1, 9, 2, 3))]
+    text = to_csv(summarise(runs), row_columns(runs))
+    means = [float(row["mean"]) for row in csv.DictReader(text.splitlines())]
+    assert means == pytest.approx([1e-7, 9e-7, 2e-7, 3e-7], rel=0.01)

@@ -46,6 +46,11 @@ class Base(nn.Module):
 class Listed(Base):
     """Keeps parameters in a list, a mapping and an optimiser, beside their registration."""
 
+    decayed: Any
+    by_name: Any
+    steps: Any
+    alone: Any
+
     def prepare(self) -> None:
         self.decayed, self.by_name = [self.a.weight, self.o.weight], {"bias": self.a.bias}
         self.steps = torch.optim.SGD([self.a.weight, self.o.bias], lr=1.0)
@@ -56,7 +61,7 @@ def test_plain_attributes_refer_to_the_cut_networks_own_parameters() -> None:
     net = Listed()
     found, mask = traced(net)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    small = shrink(net, mask, found)
+    small: Any = shrink(net, mask, found)
     assert small.decayed == [small.a.weight, small.o.weight]
     assert small.by_name["bias"] is small.a.bias
     assert small.steps.param_groups[0]["params"] == [small.a.weight, small.o.bias]
@@ -108,7 +113,7 @@ class Keeping(Base):
     table: Tensor | None = None
     seen = 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         hidden = self.a(x)
         if self.table is None:
             self.table = torch.zeros(1, hidden.shape[-1])
@@ -127,14 +132,14 @@ def test_what_code_keeps_of_a_run_is_not_left_in_the_network() -> None:
 class InPlace(Base):
     """Normalises its input in place."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.o(self.a(x.sub_(0.5).div_(0.3)).relu())
 
 
 class WithGradients(Base):
     """Enables gradients by itself."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         with torch.enable_grad():
             return self.o(self.a(x).relu())
 
@@ -161,6 +166,8 @@ class Activity(Base):
 
 
 class Averages(Base):
+    average: Tensor
+
     def prepare(self) -> None:
         self.register_buffer("average", torch.zeros(8))
 

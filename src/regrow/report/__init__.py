@@ -52,7 +52,7 @@ from regrow.report.rows import (
 )
 from regrow.report.tuning import unequal_trials
 from regrow.report.verdict import VERDICT_COLUMNS, Verdict, verdicts, verdicts_frame
-from regrow.tasks.metric import Metric
+from regrow.tasks.metric import Metric, check_margin
 
 __all__ = [
     "Extra",
@@ -209,7 +209,12 @@ def page_of(
     extras: Sequence[Extra] = (),
     advise: bool = False,
 ) -> Page:
-    """Return the content of a report on runs and their rows, without figures."""
+    """Return the content of a report on runs and their rows, without figures.
+
+    Raises:
+        ConfigError: the margin does not suit the metrics.
+    """
+    check_margin(margin, metrics_of(runs))
     all_verdicts = verdicts(runs, margin=margin)
     largest = at_largest(runs)
     compared = contests(

@@ -246,9 +246,10 @@ class _Unpruned:
         return self._by_group.get(run.group, same_method)
 
 
-# Column -> (type, format in CSV). Digits are fixed, so that equal data give equal bytes.
+# Column -> (type, format in CSV): of Python, or ``POINTS_FORM`` (see ``_formatted``).
+POINTS_FORM = "points"
 TEXT, COUNT, FLAG = ("str", ""), ("Int64", "d"), ("bool", "")
-POINTS, SHARE, MEAN = ("float64", ".4f"), ("float64", "g"), ("float64", ".1f")
+POINTS, SHARE, MEAN = ("float64", POINTS_FORM), ("float64", "g"), ("float64", ".1f")
 LENGTH = ("float64", ".6g")  # epochs, the last of which may be partial
 LOSS, KEPT, FLOPS = ("float64", ".6f"), ("float64", ".6f"), ("float64", ".6e")
 PLACE_COLUMNS = {
@@ -451,19 +452,30 @@ def _harmless_cell(value: Any) -> Any:
 
 
 def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
-    """Return a frame as CSV with fixed digits in each column; unknown values are empty."""
+    """Return a frame as CSV, equal bytes for equal data; unknown values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     cells = [
         [
-            "" if absent else harmless(format(value, form), kind)
+            "" if absent else harmless(_formatted(value, form), kind)
             for value, absent in zip(frame[name].tolist(), frame[name].isna().tolist(), strict=True)
         ]
         for name, (kind, form) in columns.items()
     ]
     writer.writerows(zip(*cells, strict=True))
     return text.getvalue()
+
+
+def _formatted(value: Any, form: str) -> str:
+    """Format a value for CSV; scores have four decimals, or four digits if they are small.
+
+    >>> [_formatted(value, POINTS_FORM) for value in (93.25, 0.0, -0.01234, 0.00001234)]
+    ['93.2500', '0.0000', '-0.01234', '1.234e-05']
+    """
+    if form != POINTS_FORM:
+        return format(value, form)
+    return f"{value:.4g}" if 0 < abs(value) < 0.1 else f"{value:.4f}"
 
 
 def _row(runs: list[Run], table: Table) -> dict[str, object]:

@@ -17,6 +17,7 @@ from regrow.studies.budgets import Axis, fixed, last_rates, rounded
 from regrow.studies.experiment import Experiment, MethodUse
 from regrow.studies.study import Study
 from regrow.tasks import Metric
+from regrow.tasks.metric import check_margin
 from regrow.train import Recipe
 
 if TYPE_CHECKING:
@@ -305,9 +306,14 @@ RULES: Sequence[Rule] = (*OWN_RULES, _rivals, _arms, _budgets, _costs, _choice)
 
 
 def of_margin(study: Study) -> Iterator[Remark]:
-    """Yield remarks on margins below the resolution of the test set; reads the data."""
+    """Yield remarks on margins below the resolution of the test set; reads the data.
+
+    Raises:
+        ConfigError: the margin does not suit the metrics.
+    """
     from regrow.studies.expand import material
 
+    metrics: dict[Metric, None] = {}
     for experiment in study.experiments:
         where = f"{experiment.data_label} / {experiment.model_label}"
         try:
@@ -322,7 +328,9 @@ def of_margin(study: Study) -> Iterator[Remark]:
                 remedy="give the data with --data NAME=OTHER",
             )
             continue
+        metrics[data.metric] = None
         yield from _resolution(data.metric, data.num_test, study.margin, where)
+    check_margin(study.margin, [*metrics])
     for own in study.own:
         if own.judged.num_test is not None:
             where = f"{own.data_label} / {own.model_label}"

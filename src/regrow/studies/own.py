@@ -45,7 +45,15 @@ from regrow.studies.family import COUNTED, narrowed
 from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
 from regrow.surgery import trace
 from regrow.surgery.taken import batch_hint, check_names
-from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, TOKEN_ACCURACY, Metric
+from regrow.tasks.metric import (
+    ACCURACY,
+    BITS_PER_BYTE,
+    LEAST_MARGIN,
+    R_SQUARED,
+    TOKEN_ACCURACY,
+    Metric,
+    check_margin,
+)
 from regrow.train.function import UNITS as BUDGET_UNITS
 from regrow.train.function import TrainFunction, Unit, amount_of
 from regrow.train.material import Material, material_of
@@ -307,8 +315,11 @@ def _judged(value: Any) -> Judged:
     fields = {"name": value} if isinstance(value, str) else value
     fields = mapping(fields, "'metric'", METRIC_KEYS)
     name, margin = text(fields.get("name"), "name"), fields.get("margin")
-    if margin is not None and not (is_number(margin) and margin > 0):
-        raise ConfigError(f"The 'margin' of {name!r} must be above 0. Got {short(margin)}.")
+    if margin is not None and not (is_number(margin) and margin >= LEAST_MARGIN):
+        raise ConfigError(
+            f"The 'margin' of {name!r} must be above 0, and not below 1e-6: of a metric with such "
+            f"small numbers, return a multiple. Got {short(margin)}."
+        )
     num_test, chance = fields.get("num_test"), fields.get("chance")
     if num_test is not None and not is_int(num_test, least=1):
         raise ConfigError(f"'num_test' must be an int of at least 1. Got {short(num_test)}.")
@@ -320,6 +331,7 @@ def _judged(value: Any) -> Judged:
             f"The 'chance' of {name!r} (--chance) is a share of 1, as the training function "
             f"returns it. Got {chance!r}.{percent(chance)}"
         )
+    check_margin(margin, [metric])
     level = None if chance is None else metric.reported(chance)
     return Judged(metric, num_test=num_test, chance=level)
 

@@ -69,6 +69,7 @@ from regrow.errors import ConfigError, short, unknown
 from regrow.studies.experiment import Experiment, read_experiments
 from regrow.studies.keys import AXES, EACH, KEYS, OWN_KEYS
 from regrow.studies.yaml_file import Choose, decided, read_file, replaced
+from regrow.tasks.metric import LEAST_MARGIN
 from regrow.train import Precision
 
 if TYPE_CHECKING:
@@ -275,10 +276,10 @@ def check_reference(name: str, experiments: Iterable[Experiment]) -> None:
 def read_margin(top: Mapping[str, Any]) -> float | None:
     """Read the difference below which arms count as equivalent, in the unit of the report."""
     margin = top.get("margin")
-    if "margin" in top and (not is_number(margin) or margin <= 0):
+    if "margin" in top and not (is_number(margin) and margin >= LEAST_MARGIN):
         raise ConfigError(
-            "The 'margin' must be a number above 0, in the unit of the differences that the report "
-            f"shows (points of accuracy). Got {margin!r}."
+            "The 'margin' must be a number above 0 (and not below 1e-6), in the unit of the "
+            f"differences that the report shows (points of accuracy). Got {margin!r}."
         )
     return None if margin is None else float(margin)
 

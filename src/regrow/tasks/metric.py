@@ -1,8 +1,12 @@
 """Define metrics: the scores of networks, with the facts that a report needs to compare them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from regrow.core.texts import listed
+from regrow.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,3 +158,24 @@ MEAN_AP = replace(
     counted=False,
     per_loss=None,
 )
+
+# Scores that differ by less than 1e-9 are equal but for rounding, so margins are far larger.
+LEAST_MARGIN = 1e-6
+
+
+def check_margin(margin: float | None, metrics: Sequence[Metric]) -> None:
+    """Raise ``ConfigError`` if a margin is for metrics of several units, or exceeds all scores."""
+    if margin is None:
+        return
+    if len({metric.difference_unit or metric.key for metric in metrics}) > 1:
+        own = [f"{m.amount(f'{m.margin:g}')} ({m.name})" for m in metrics]
+        raise ConfigError(
+            f"One 'margin' of {margin:g} cannot hold for several metrics, which have other units: "
+            f"{listed([m.name for m in metrics])}. Leave it out: each metric then has its own, "
+            f"{listed(own)}."
+        )
+    if any(metric.unit == "%" and margin >= metric.factor for metric in metrics):
+        raise ConfigError(
+            f"The 'margin' is in points of {metrics[0].name}, of which there are 100. Got "
+            f"{margin:g}."
+        )
