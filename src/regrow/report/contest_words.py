@@ -186,7 +186,9 @@ def _how(contest: Contest) -> str:
 def _counts(run: Sequence[Verdict]) -> str:
     counts = {outcome: sum(v.outcome == outcome for v in run) for outcome in OUTCOMES}
     told = counts["better"] + counts["worse"]
-    rest = [f"{counts[o]} {o}" for o in ("equivalent", "undecided", "no conclusion") if counts[o]]
+    rest = [f"{counts[o]} {o}" for o in ("equivalent", "undecided") if counts[o]]
+    if num := counts["no conclusion"]:
+        rest.append(f"{num} {'allows' if num == 1 else 'allow'} no conclusion")
     text = f"of {len(run)} pairs, {told} differ" if len(run) > 1 else f"1 pair, {told} differ"
     return f"{listed([text, *rest])}."
 
