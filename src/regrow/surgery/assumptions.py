@@ -94,6 +94,7 @@ class Assumptions:
     even: frozenset[str] = frozenset()
     alone: frozenset[str] = frozenset()
     choices: dict[Attribute, Choice] = field(default_factory=dict)
+    unneeded: set[Attribute] = field(default_factory=set)  # those that may stay, or change
     ones: frozenset[Attribute] = frozenset()  # all that one of these may count is removed together
     several: frozenset[Attribute] = frozenset()  # those for which that did not help
     guesses: list[frozenset[str]] | None = None  # sets of weights that are still to be coupled
@@ -148,7 +149,9 @@ class Assumptions:
         if broken:
             self._correct(trials, broken, replace(found, trace=trace))
             return None
-        self.choices |= _equal_by_chance(trials, replace(found, trace=trace), self.choices)
+        stay = _equal_by_chance(trials, replace(found, trace=trace), self.choices)
+        self.choices |= stay
+        self.unneeded |= stay.keys()
         trace = found.follow(self.choices)
         if found.are_compared:
             halves = trials.at_half()
@@ -156,7 +159,8 @@ class Assumptions:
             if broken:
                 self._correct(halves, broken, replace(found, trace=trace))
                 return None
-        return trace
+        stays = {p for p in self.unneeded if self.choices[p] is None}
+        return replace(trace, unneeded=frozenset(n.slot for n in found.told if n.place in stays))
 
     def divide(self, found: Trace, names: Collection[str], *, single: bool = False) -> bool:
         """Cut channels evenly from all groups of convolutions that cannot lose whole groups.
@@ -283,23 +287,26 @@ def _equal_by_chance(
     """Return choices that leave attributes unchanged that equal a width only by chance.
 
     They need not change for a trial to pass. Changing an attribute that the example does not need
-    (the largest number of positions) would be wrong for other inputs. Attributes that code compares
-    with each other count the same kind of thing, so they are treated alike.
+    (the largest number of positions) would be wrong for other inputs, or for other methods; one
+    that should have changed makes those fail. Attributes that code compares with each other count
+    the same kind of thing, so they are treated alike. Most of those that ``forward`` does not read
+    stay, so they are tried at once before each alone. Those of PyTorch's modules always change.
     """
     stay: dict[Attribute, Choice] = {}
-    places = dict.fromkeys(number.place for number in found.told)
-    for place in places:
-        alike = {p: None for p in places if p == place or place.is_compared_with(p)}
+    places = dict.fromkeys(n.place for n in found.told if not n.place.is_of_torch)
+    unread = [place for place in places if not place.is_read]
+    compared = [[p for p in places if p == place or place.is_compared_with(p)] for place in places]
+    for alike in (unread, *compared):
         slots = {number.slot for number in found.told if number.place in alike}
         names = [
             name
             for name, group in found.trace.groups.items()
             if any((slot.tensor, slot.dim) in slots for slot in group.slots)
         ]
-        if names and place.is_read:
-            other = found.follow({**choices, **stay, **alike})
-            if trials.wrong(other, names) is None:
-                stay |= alike
+        if names and not stay.keys() >= set(alike):
+            tried = {**stay, **dict.fromkeys(alike)}
+            if trials.wrong(found.follow({**choices, **tried}), names) is None:
+                stay = tried
     return stay
 
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.models.layers import SelectChannels
 from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
-from regrow.surgery.held import compared_in_code, is_memory
+from regrow.surgery.held import compared_in_code, is_memory, set_held_
 from regrow.surgery.mask import Mask
 from regrow.surgery.taken import check_cut
 from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
@@ -232,12 +232,11 @@ def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False)
         assert isinstance(module, Narrows)
         module.narrow_(kept_in=sides[0], kept_out=sides[1])
     for tensor, dim in kept:
-        name, _, attribute = tensor.partition(NUMBER)
         if tensor.endswith(WIDTH):
             norm = small.get_submodule(tensor.removesuffix(WIDTH))
             _set_width_(norm, dim, len(kept[tensor, dim]))
-        elif attribute:
-            _set_number_(small.get_submodule(name), attribute, dim, len(kept[tensor, dim]))
+    numbers = {slot: len(positions) for slot, positions in kept.items() if NUMBER in slot[0]}
+    set_held_(small, numbers, trace.unneeded)
     _narrow_tensors_(small, kept, copied=not for_trial, even=trace.even)
     _insert_selects_(small, trace, mask)
 
@@ -407,22 +406,6 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
         setattr(norm, "normalized_shape", (*shape[:dim], width, *shape[dim + 1 :]))  # noqa: B010
     else:
         setattr(norm, "num_features", width)  # noqa: B010
-
-
-def _set_number_(module: nn.Module, attribute: str, entry: int, number: int) -> None:
-    """Set an attribute of a module that holds a width, or one entry of a list or tuple.
-
-    If it is in a settings object, the module gets its own copy of that object.
-    """
-    settings, _, name = attribute.rpartition(".")
-    holder: Any = module
-    if settings:
-        holder = copy(getattr(module, settings))
-        setattr(module, settings, holder)
-    old = getattr(holder, name)
-    if not isinstance(old, int):
-        number = type(old)((*old[:entry], number, *old[entry + 1 :]))
-    setattr(holder, name, number)
 
 
 def _twice(value: Any) -> Any:

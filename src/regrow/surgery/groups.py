@@ -158,6 +158,9 @@ class Trace:
     # Shapes of the outputs for the example; None if they depend on its values.
     outputs: tuple[tuple[int, ...], ...] | None
     example: Any  # what the network was run on: see ``tape.call``
+    # Numbers in modules, by ``tensor`` and ``dim`` of their slots, that equal a width which can be
+    # cut, and stay, because nothing that ran needs them to change.
+    unneeded: frozenset[tuple[str, int]] = frozenset()
 
     def group(self, name: str) -> Group:
         """Return one group; for an unknown name a ``TraceError`` lists all names."""

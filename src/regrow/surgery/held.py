@@ -2,15 +2,20 @@
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
 
+from regrow.surgery.groups import NUMBER
+
 # A number's place: attribute (``config.width`` in settings), entry of a list or tuple, the number.
 Held = tuple[str, int | None, int]
+Numbers = dict[tuple[str, int], int]  # numbers by attribute and entry (0 if it is no list)
 
 
 def held(module: nn.Module) -> Iterator[Held]:
@@ -25,8 +30,108 @@ def held(module: nn.Module) -> Iterator[Held]:
             yield from ((attribute, *count) for count in _counts(value))
             if attribute in read and _is_settings(value):
                 for name in sorted(read):
-                    counts = _counts(_setting(value, name))
-                    yield from ((f"{attribute}.{name}", *count) for count in counts)
+                    counts = list(_counts(_setting(value, name)))
+                    if counts and _can_change(value, name):
+                        yield from ((f"{attribute}.{name}", *count) for count in counts)
+
+
+def holder(module: nn.Module, attribute: str) -> Any:
+    """Return what holds a number of a module: the module, or the settings object of its place."""
+    settings = attribute.rpartition(".")[0]
+    return getattr(module, settings) if settings else module
+
+
+def set_held_(
+    model: nn.Module,
+    numbers: Mapping[tuple[str, int], int],
+    unneeded: Collection[tuple[str, int]],
+) -> None:
+    """Set numbers that modules hold, in a copy of a network, by ``tensor`` and ``dim`` of slots.
+
+    Modules that share a settings object still share it afterwards, unless one of them needs another
+    number in it: then those whose numbers change share copies as far as they agree. ``unneeded``
+    numbers may change or stay.
+    """
+    shared: dict[int, list[_Use]] = {}
+    in_settings = False
+    for (tensor, entry), number in numbers.items():
+        name, _, attribute = tensor.partition(NUMBER)
+        if "." in attribute:
+            in_settings = True
+        else:
+            _set(model.get_submodule(name), attribute, entry, number)
+    for name, module in model.named_modules() if in_settings else ():
+        for use in _uses(name, module, numbers, unneeded):
+            shared.setdefault(id(use.settings), []).append(use)
+    for uses in shared.values():
+        changed = [use for use in uses if use.new]
+        together = len(_agreeing(uses)) == 1
+        for part in _agreeing(uses if together else changed) if changed else ():
+            settings = part[0].settings
+            # One with its own way of copying may be the original network's too.
+            if not together or hasattr(settings, "__deepcopy__"):
+                settings = copy(settings)
+            for use in part:
+                vars(use.module)[use.attribute] = settings
+                for (attribute, entry), number in use.new.items():
+                    _set(settings, attribute, entry, number)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A settings object in a module's attribute, the numbers that it needs there, and new ones."""
+
+    module: nn.Module
+    attribute: str
+    settings: Any
+    needs: Numbers
+    new: Numbers
+
+
+def _uses(
+    name: str,
+    module: nn.Module,
+    numbers: Mapping[tuple[str, int], int],
+    unneeded: Collection[tuple[str, int]],
+) -> Iterator[_Use]:
+    """Yield the settings objects of a module, with the numbers that its code reads."""
+    for attribute, value in vars(module).items():
+        if _is_settings(value):
+            use = _Use(module, attribute, value, {}, {})
+            for place, entry, number in held(module):
+                settings, _, short = place.rpartition(".")
+                slot = (f"{name}{NUMBER}{place}", entry or 0)
+                if settings == attribute and slot not in unneeded:
+                    use.needs[short, slot[1]] = numbers.get(slot, number)
+                    if slot in numbers:
+                        use.new[short, slot[1]] = numbers[slot]
+            yield use
+
+
+def _agreeing(uses: Sequence[_Use]) -> list[list[_Use]]:
+    """Divide uses of one object into parts, in each of which no two need different numbers."""
+    parts: list[tuple[Numbers, list[_Use]]] = []
+    for use in uses:
+        for needs, part in parts:
+            if all(needs.get(place, number) == number for place, number in use.needs.items()):
+                needs.update(use.needs)
+                part.append(use)
+                break
+        else:
+            parts.append((dict(use.needs), [use]))
+    return [part for _, part in parts]
+
+
+def _set(holder: Any, attribute: str, entry: int, number: int) -> None:
+    """Set a number, or one entry of a list or tuple, even if ``holder`` is meant to be constant."""
+    old = getattr(holder, attribute)
+    new: Any = (
+        number if isinstance(old, int) else type(old)((*old[:entry], number, *old[entry + 1 :]))
+    )
+    try:
+        setattr(holder, attribute, new)
+    except Exception:  # a frozen dataclass
+        vars(holder)[attribute] = new
 
 
 def _counts(value: Any) -> Iterator[tuple[int | None, int]]:
@@ -47,6 +152,17 @@ def _is_settings(value: Any) -> bool:
         and not isinstance(value, Tensor)
         and not type(value).__module__.startswith("torch.")
     )
+
+
+def _can_change(settings: Any, name: str) -> bool:
+    """Return whether a copy can have another number there: a property may not, nor an enum."""
+    try:
+        other = copy(settings)
+        if name not in vars(settings):
+            setattr(other, name, getattr(settings, name))
+    except Exception:
+        return False
+    return other is not settings
 
 
 def _setting(settings: Any, name: str) -> Any:
@@ -86,14 +202,17 @@ def _codes(kind: Any) -> tuple[CodeType, ...]:
     known: set[str] = set()
     wanted = {"forward"}
     while wanted:
-        method = inspect.unwrap(getattr(kind, wanted.pop(), kind))
-        code = getattr(method, "__code__", None)
-        if not isinstance(code, CodeType):
-            continue
-        codes.append(code)
-        new = set(_names(code)) - known
-        known |= new
-        wanted |= {name for name in new if name != "forward" and not hasattr(nn.Module, name)}
+        name = wanted.pop()
+        for base in kind.__mro__:
+            code = getattr(inspect.unwrap(vars(base).get(name, base)), "__code__", None)
+            if not isinstance(code, CodeType):
+                continue
+            codes.append(code)
+            new = set(_names(code)) - known
+            known |= new
+            wanted |= {n for n in new if n != "forward" and not hasattr(nn.Module, n)}
+            if "super" not in code.co_names:
+                break
     return tuple(codes)
 
 

@@ -3,7 +3,7 @@
 An attention layer holds its number of heads, a recurrent layer its input size. An attribute (an
 integer, or an entry of a list or tuple) may count channels if it equals the size of a dimension in
 the module's code or tensors; a trial decides whether it does. The same holds for a number in a
-settings object that the module's code reads; modules share such objects, so each gets its own copy.
+settings object that the module's code reads. Modules share such objects.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regrow.surgery.colours import ZERO, Classes
 from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace, belongs
-from regrow.surgery.held import compared_in_code, held, names_in_code
+from regrow.surgery.held import compared_in_code, held, holder, names_in_code
 from regrow.surgery.painter import Painter
 
 # ``cut`` knows the numbers of these.
@@ -33,7 +33,7 @@ Choice = int | None
 # Attributes of PyTorch's own modules that count channels. The others are sizes and strides of maps:
 # a pool of size 3 stays one even where there are three channels. For other modules, trials decide.
 _OF_TORCH = (
-    *("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "embedding_dim", "d_model"),
+    *("embed_dim", "num_heads", "kdim", "vdim", "embedding_dim", "d_model"),
     *("input_size", "hidden_size", "proj_size", "unflattened_size"),
 )
 
@@ -50,6 +50,12 @@ class Attribute:
     def is_read(self) -> bool:
         """True if the code of the class reads it when it runs."""
         return self.short in names_in_code(self.kind)
+
+    @property
+    def is_of_torch(self) -> bool:
+        """True if it belongs to a module of PyTorch, where it describes the module's parameters."""
+        module: str = self.kind.__module__
+        return module.startswith("torch.nn.")
 
     @property
     def short(self) -> str:
@@ -72,6 +78,12 @@ class Number:
     module: str
     place: Attribute
     counted: tuple[Tensor, ...]
+    held_in: int  # identity of the module or settings object
+
+    @property
+    def own(self) -> tuple[int, str, int | None]:
+        """The object, attribute and entry that hold it; modules may share them."""
+        return self.held_in, self.place.short, self.place.entry
 
     @property
     def slot(self) -> tuple[str, int]:
@@ -101,11 +113,22 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
         for name, own in places.items()
     }
     widths |= _widths_inside(painter, classes, {name: own for name, own in read.items() if own})
-    return [
-        Number(name, place, tuple(sorted(widths[name, value].values(), key=_is_coloured)))
+    every = [
+        Number(
+            name,
+            place,
+            tuple(sorted(widths.get((name, value), {}).values(), key=_is_coloured)),
+            id(holder(model.get_submodule(name), place.name)),
+        )
         for name, own in places.items()
         for place, value in own
-        if (name, value) in widths and _may_be_cut(classes, widths[name, value].values())
+    ]
+    sure = {n.own: n.counted for n in reversed(every) if _may_be_cut(classes, n.counted)}
+    # A setting that another module reads counts the same there.
+    return [
+        n if _may_be_cut(classes, n.counted) else replace(n, counted=sure[n.own])
+        for n in every
+        if n.own in sure
     ]
 
 
@@ -118,11 +141,10 @@ def _may_be_cut(classes: Classes, counted: Iterable[Tensor]) -> bool:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[Attribute, int]]:
-    kind = type(module)
-    of_torch = kind.__module__.startswith("torch.nn.")
     for attribute, entry, number in held(module):
-        if not of_torch or attribute in _OF_TORCH:
-            yield Attribute(kind, attribute, entry), number
+        place = Attribute(type(module), attribute, entry)
+        if not place.is_of_torch or attribute in _OF_TORCH:
+            yield place, number
 
 
 _Widths = dict[tuple[str, int], dict[bytes, Tensor]]
