@@ -9,6 +9,7 @@ from torch import nn
 
 import regrow
 from commands import Command
+from test_numbers import Detector
 
 NET = """
 from torch import nn
@@ -51,6 +52,13 @@ def test_an_inspection_counts_by_hand() -> None:
     assert found.parameters == total
     left = 4 * 3 * 9 + 2 * 4 + 3 * 4 * 9 + 3 * 2 + 2
     assert found.half_parameters == left / total
+
+
+def test_a_number_that_stays_beside_an_equal_width_is_told() -> None:
+    assert regrow.inspect(net(), (1, 3, 8, 8)).unchanged == []
+    found = regrow.inspect(Detector(), (1, 3, 4, 4))
+    assert found.unchanged == ["Detector.strides"]
+    assert "Check the code that does: Detector.strides." in str(found)
 
 
 def test_groups_and_what_is_whole_make_up_a_network() -> None:

@@ -15,6 +15,8 @@ from regrow.pruning.method import SCOPES, Method
 from regrow.pruning.select import select
 from regrow.surgery import Group, Trace, trace
 from regrow.surgery.fold import fold
+from regrow.surgery.groups import NUMBER
+from regrow.surgery.held import names_in_code
 from regrow.surgery.taken import check_names, check_network
 
 LAYERS_SHOWN = 6  # of one role in a group
@@ -51,7 +53,10 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """A network's groups, the layers kept whole, and the costs left at half of every width."""
+    """A network's groups, the layers kept whole, and the costs left at half of every width.
+
+    ``unchanged``: numbers that equal a width and that a cut leaves, by class and attribute.
+    """
 
     network: str  # the name of its class
     inputs: str
@@ -62,6 +67,9 @@ class Inspection:
     half_parameters: float  # the share that is left if every group has half of its units
     half_macs: float
     caveats: Sequence[str] = field(default=())
+    unchanged: Sequence[str] = field(
+        default=()
+    )  # numbers that a cut leaves, by class and attribute
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -73,6 +81,12 @@ class Inspection:
             *(f"Not counted: {caveat}." for caveat in self.caveats),
             *self._forest(),
         ]
+        if self.unchanged:
+            lines += [
+                "",
+                "A cut leaves these numbers, which equal a width, because no 'forward' reads them. "
+                f"Check the code that does: {_shown(self.unchanged)}.",
+            ]
         if not self.whole:
             return visible("\n".join([*lines, "", "Nothing is kept whole."]))
         reasons: dict[str, list[Whole]] = {}
@@ -164,6 +178,7 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
         half_parameters=parameters,
         half_macs=macs,
         caveats=counted.cost.caveats,
+        unchanged=_unchanged(network, traced),
     )
 
 
@@ -227,6 +242,17 @@ def _whole(network: nn.Module, traced: Trace, counted: Counted) -> list[Whole]:
         )
         for layer, held in traced.held_whole(network).items()
     ]
+
+
+def _unchanged(network: nn.Module, traced: Trace) -> list[str]:
+    """Return the numbers that equal a width and stay, without those that ``forward`` reads."""
+    names: dict[str, None] = {}
+    for tensor, _ in sorted(traced.unneeded):
+        module, _, attribute = tensor.partition(NUMBER)
+        kind: Any = type(network.get_submodule(module))
+        if attribute.rpartition(".")[2] not in names_in_code(kind):
+            names[f"{kind.__name__}.{attribute}"] = None
+    return list(names)
 
 
 def _half(network: nn.Module, traced: Trace, counted: Counted) -> tuple[float, float]:
