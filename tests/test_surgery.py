@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,7 @@ def test_masks_that_cannot_be_cut_are_refused() -> None:
     cases = [
         ({"nothing": torch.ones(3, dtype=torch.bool)}, "No group 'nothing' in this network"),
         ({name: torch.ones(3, dtype=torch.bool)}, r"has 3 units, but the group has 16"),
+        ({name: torch.ones(4, 4, dtype=torch.bool)}, r"shape \(4, 4\). Give one boolean for each"),
         ({name: torch.zeros(16, dtype=torch.bool)}, f"would empty '{name}'. Keep at least one"),
         (
             {
@@ -483,6 +485,25 @@ def test_masks_that_cannot_be_cut_are_refused() -> None:
     weights = Mask(unit="weight", kept={"head.weight": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(TraceError, match="Got a mask over weights"):
         shrink(model, weights, found)
+
+
+@pytest.mark.parametrize("act", [shrink, silence, verify])
+def test_a_trace_of_another_network_is_refused(act: Any) -> None:
+    def chain(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
+
+    net = chain(8)
+    found = trace(net, (1, 6))
+    mask = Mask(unit="channel", kept={"0": torch.arange(8) < 3})
+    cut = shrink(net, mask, found)
+    named = nn.Sequential(OrderedDict(a=nn.Linear(6, 8), b=nn.Linear(8, 3)))
+    for other, why in (
+        (chain(12), r"'0.weight' had 8 in dimension 0, and has the shape \(12, 6\)"),
+        (cut, r"'0.weight' had 8 in dimension 0, and has the shape \(3, 6\)"),
+        (named, "this network has no '0.weight'"),
+    ):
+        with pytest.raises(TraceError, match=f"before it was cut: {why}. Trace the network that"):
+            act(other, mask, found)
 
 
 def test_group_sums_what_each_unit_owns() -> None:

@@ -245,9 +245,14 @@ def check(mask: Mask, trace: Trace) -> None:
     """Raise a ``TraceError`` if a mask over channels is not one of this network."""
     for name, kept in mask.kept.items():
         group = trace.group(name)
-        if kept.numel() != group.size:
+        if kept.dim() != 1:
             raise TraceError(
-                f"The mask of {name!r} has {kept.numel()} units, but the group has {group.size}. "
+                f"The mask of {name!r} has the shape {tuple(kept.shape)}. Give one boolean for "
+                f"each unit, in a tensor of shape ({group.size},)."
+            )
+        if len(kept) != group.size:
+            raise TraceError(
+                f"The mask of {name!r} has {len(kept)} units, but the group has {group.size}. "
                 "Use a mask made for this network."
             )
         if not bool(kept.any()):

@@ -52,12 +52,33 @@ def check_network(network: object) -> None:
         raise ConfigError(f"A network must be a torch.nn.Module, such as {text}. Got {got}.")
 
 
-def check_cut(network: object, mask: object, trace: object) -> None:
-    """Raise a ``ConfigError`` if the arguments are not a network, a mask and a trace."""
+def check_cut(network: nn.Module, mask: Mask, trace: Trace) -> None:
+    """Raise an error if the arguments are not a network, a mask and a trace of that network."""
     check_network(network)
     made = "regrow.Mask(unit='channel', kept={GROUP: BOOLEANS}), or by regrow.select"
     check_kind(mask, Mask, f"The second argument must be a mask, made by {made}")
     check_kind(trace, Trace, "The third argument must be what regrow.trace(network, example) found")
+    wrong = _misfit(network, mask, trace)
+    if wrong is not None:
+        raise TraceError(
+            f"The trace is of another network, or of this one before it was cut: {wrong}. Trace "
+            "the network that is given here, regrow.trace(network, example), and make the mask "
+            "from that trace."
+        )
+
+
+def _misfit(network: nn.Module, mask: Mask, trace: Trace) -> str | None:
+    """Say in which tensor the units that a mask cuts are not as in a trace; None if all fit."""
+    shapes = {n: tuple(t.shape) for n, t in (*network.named_parameters(), *network.named_buffers())}
+    modules = {name for name, _ in network.named_modules()}
+    for slot in (s for n in mask.kept if n in trace.groups for s in trace.groups[n].slots):
+        name, of_module, _ = slot.tensor.partition(":")
+        if name not in (modules if of_module else shapes):
+            return f"this network has no {name!r}"
+        size = len(slot.units)
+        if not of_module and shapes[name][slot.dim : slot.dim + 1] != (size,):
+            return f"{name!r} had {size} in dimension {slot.dim}, and has the shape {shapes[name]}"
+    return None
 
 
 def check_keep(keep: Any, network: nn.Module | None = None) -> None:
