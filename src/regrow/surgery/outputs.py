@@ -1,4 +1,4 @@
-"""Compare outputs of two networks: structures, shapes and numbers."""
+"""How far a network's output is from an expected one, and how their structures differ."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ _NUMBERS = (Tensor, bool, int, float)
 
 
 def difference(output: Any, expected: Any) -> float:
-    """Return the largest relative difference of two outputs.
+    """Return the largest relative difference of two outputs; equal infinities are left out.
 
-    NaN if any number is not finite, and infinity if the outputs have other structures or shapes.
+    NaN if other numbers are not finite, or none of an output is, and infinity if the outputs have
+    other structures or shapes.
     """
     if unlike(output, expected) is not None:
         return math.inf
@@ -55,10 +56,21 @@ def _gap(actual: Any, wanted: Any) -> float:
         return 0.0
     a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))
     a, b = a.double(), b.double()
+    if not is_comparable(b):
+        return math.nan
+    if bool(b.isinf().any()):
+        same = b.isinf() & (a == b)
+        a, b = a.masked_fill(same, 0.0), b.masked_fill(same, 0.0)
     gap = (a - b).abs().max()
-    if not bool(torch.isfinite(gap)) or not bool(torch.isfinite(b).all()):
+    if not bool(torch.isfinite(gap)):
         return math.nan
     return float(gap) and float(gap / b.abs().max().clamp(min=1e-300))
+
+
+def is_comparable(output: Tensor) -> bool:
+    """Return whether an output holds no NaN, and not only infinities (a mask sets some to -inf)."""
+    some = not output.numel() or bool(output.isfinite().any())
+    return some and not bool(output.isnan().any())
 
 
 def largest(values: Sequence[float]) -> float:

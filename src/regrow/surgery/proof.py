@@ -22,7 +22,7 @@ from regrow.surgery.dispatch import Widening
 from regrow.surgery.groups import Group, Kind, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
-from regrow.surgery.outputs import as_type, difference, largest, unlike
+from regrow.surgery.outputs import as_type, difference, is_comparable, largest, unlike
 from regrow.surgery.taken import check_cut
 from regrow.surgery.tape import output_tensors, worded
 from regrow.surgery.training import InTraining, in_training
@@ -48,8 +48,8 @@ class Proof:
 
     Attributes:
         error: the largest difference between any outputs of the two, relative to the largest number
-            of that output; NaN where an output is not finite, infinite where the two have other
-            shapes.
+            of that output; NaN where an output is not finite (but infinities that both have at the
+            same place are left out), infinite where the two have other shapes.
         tolerance: the error that rounding may cause.
         sensitivity: for each group that was cut, how much the output of the redrawn copy changes
             when every second unit of it (or the block) is scaled to zero, to first order; if that
@@ -93,8 +93,9 @@ class Proof:
     def __str__(self) -> str:
         if math.isnan(self.error) and not self.wrong:
             return (
-                "Not proven: an output of the network is not finite (NaN or infinity), so there is "
-                "nothing to compare. Repair its weights, or trace it on a valid example."
+                "Not proven: an output of the network is not finite (NaN, or infinite everywhere, "
+                "or where that of the cut network is not), so there is nothing to compare. Repair "
+                "its weights, or trace it on a valid example."
             )
         if not self.error <= self.tolerance:
             return self._refuted()
@@ -322,6 +323,7 @@ def _faded(
     for leaf in output_tensors([called(live, x, graph=True) for x in inputs]):
         if leaf.requires_grad and leaf.numel():
             leaf = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+            leaf = leaf.masked_fill(leaf.isinf(), 0.0)
             weights = torch.randn(leaf.shape, generator=draw).to(leaf)
             scale = leaf.detach().norm().clamp(min=1e-30)
             total = total + ((leaf * weights).sum() / scale).cpu()
@@ -473,7 +475,7 @@ def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> tuple[list[Any], _Ca
             outputs = [call(quiet.double(), as_type(x, torch.float64)) for x in inputs]
         except Exception:
             continue
-        if all(bool(torch.isfinite(leaf).all()) for leaf in output_tensors(outputs)):
+        if all(map(is_comparable, output_tensors(outputs))):
             return outputs, call
     return None
 
