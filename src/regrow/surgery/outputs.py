@@ -1,4 +1,4 @@
-"""How far a network's output is from an expected one, and how their structures differ."""
+"""The difference of a network's output from an expected one, in numbers and in structure."""
 
 import math
 from collections.abc import Sequence
