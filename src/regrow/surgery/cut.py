@@ -1,8 +1,9 @@
 """Cut units out of a network."""
 
-from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
 from regrow.surgery.held import compared_in_code, is_memory, set_held_
 from regrow.surgery.mask import Mask
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
+from regrow.surgery.tape import Narrows, call, evaluating, output_tensors, worded
 
 
 class Select(SelectChannels):
@@ -89,17 +90,13 @@ def _compared(module: nn.Module) -> frozenset[frozenset[str]]:
 def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     """Copy a network; of computed tensors (such as a masked weight), only the values are copied.
 
+    Attributes without tensors that cannot be copied (a lock, an open file) are shared.
+
     Args:
         model: any network.
         sharing: whether the copy has the same parameters rather than copies of them.
     """
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()} if sharing else {}
-    for module in model.modules():
-        for value in (*vars(module).values(), *module._buffers.values()):
-            for tensor in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(tensor, Tensor) and not tensor.is_leaf:
-                    memo[id(tensor)] = tensor.detach().clone()
-    return _copied(model, memo)
+    return _copied(model, {id(p): p for p in model.parameters()} if sharing else {})
 
 
 _ATOMS = (bool, int, float, str, type(None), torch.dtype, torch.device)
@@ -117,7 +114,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     kind = type(module)
     ways = [getattr(kind, way, None) for way in _OWN_WAYS]
     if any(way not in (ours, *_FOR_OLD_FILES) for way, ours in zip(ways, _WAYS, strict=True)):
-        copied: nn.Module = deepcopy(module, memo)
+        copied: nn.Module = _deeply(module, memo, f"A module of the class {kind.__name__}")
         return copied
     twin = kind.__new__(kind)
     memo[id(module)] = twin
@@ -131,9 +128,42 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif is_memory(name, value):
             value = {}
         elif not _is_plain(value):
-            value = deepcopy(value, memo)
+            value = _deeply(value, memo, f"The attribute {name!r} of {kind.__name__}")
         twin.__dict__[name] = value
     return twin
+
+
+def _deeply(value: Any, memo: dict[int, Any], what: str) -> Any:
+    """Copy any value, its computed tensors by their values; share it if that fails without any."""
+    known = len(memo)
+    try:
+        return deepcopy(value, memo)
+    except Exception:
+        tensors = list(_tensors_in(value, set()))
+    while len(memo) > known:  # parts of the copy that failed
+        memo.popitem()
+    if not tensors:
+        return value
+    memo |= {id(t): t.detach().clone() for t in tensors if not t.is_leaf and id(t) not in memo}
+    try:
+        return deepcopy(value, memo)
+    except Exception as error:
+        raise TraceError(
+            f"{what} cannot be copied, and a cut is made in a copy: {worded(error)}. "
+            "Store what cannot be copied apart from tensors, or outside of the network."
+        ) from error
+
+
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Yield the tensors in a value, in containers and in attributes of objects."""
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in seen and not isinstance(value, type | ModuleType):
+        seen.add(id(value))
+        several = isinstance(value, list | tuple | set | frozenset | deque)
+        parts = value.values() if isinstance(value, Mapping) else value if several else ()
+        for part in (*parts, *getattr(value, "__dict__", {}).values()):
+            yield from _tensors_in(part, seen)
 
 
 def _is_plain(value: Any) -> bool:
