@@ -59,3 +59,47 @@ def test_what_cannot_be_copied_with_tensors_is_named() -> None:
     net = Keeping([threading.Lock(), torch.ones(2)])
     with pytest.raises(TraceError, match=r"attribute 'kept' of Keeping cannot be copied.* pickle"):
         trace(net, (1, 6))
+
+
+class Graph(nn.Module):
+    """A graph convolution, whose adjacency may be a buffer."""
+
+    adjacency: Tensor | None
+
+    def __init__(self, multiply: Any) -> None:
+        super().__init__()
+        self.multiply, self.a, self.out = multiply, nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("adjacency", None)
+
+    def forward(self, x: Tensor, adjacency: Tensor | None = None) -> Any:
+        graph = self.adjacency if adjacency is None else adjacency
+        hidden = self.multiply(graph, self.a(x).flatten(0, -2)).relu()
+        return self.multiply(graph, self.out(hidden))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("multiply", [torch.sparse.mm, torch.mm])
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.parametrize("is_input", [False, True])
+def test_a_network_of_a_sparse_graph_is_cut(multiply: Any, layout: Any, is_input: bool) -> None:
+    adjacency = torch.eye(5).roll(1, 0).to_sparse(layout=layout)
+    net = Graph(multiply)
+    x = torch.randn(5, 6)
+    if not is_input:
+        net.adjacency = adjacency
+    found = proven(net, (x, adjacency) if is_input else x[None])
+    assert list(found.groups) == ["a"]
+    small: Any = shrink(net, half(found), found)
+    assert small(x, adjacency).shape == (5, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_sparse_weight_is_kept_whole() -> None:
+    middle = nn.Linear(8, 7)
+    middle.weight = nn.Parameter(middle.weight.detach().to_sparse_csr())
+    net = nn.Sequential(nn.Linear(6, 8), middle, nn.Linear(7, 3))
+    found = trace(net, (1, 6))
+    assert not found.groups
+    assert {found.whole[name] for name in "01"} == {
+        "'1.weight' is sparse, and only dense ones are cut"
+    }

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_any, tree_map
 from regrow.core.seeds import seeded
 from regrow.errors import TraceError
 from regrow.surgery.cut import copied, duplicate
-from regrow.surgery.tape import call, evaluating, worded
+from regrow.surgery.tape import call, evaluating, is_dense, worded
 
 BIAS = 0.2
 SAME = 1e-6  # relative mean square, up to which differences between values are rounding
@@ -55,7 +55,7 @@ def enlivened(
     draw = seeded(0, "alive")
     with torch.no_grad():
         for name, parameter in live.named_parameters():
-            if parameter.is_floating_point():
+            if is_dense(parameter) and parameter.is_floating_point():
                 parameter.copy_(_alive(parameter, draw, small=name.endswith("bias")))
         for module in live.modules():
             if _has_statistics(module):
@@ -71,14 +71,17 @@ def enlivened(
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    return [t for t in (*model.parameters(), *model.buffers()) if is_dense(t)]
 
 
 def drawn_like(example: Any, draw: Generator) -> Any:
-    """Draw inputs like an example: all-zero float tensors from a normal, others from its values."""
+    """Draw inputs like an example: all-zero float tensors from a normal, others from its values.
+
+    Sparse tensors stay the same.
+    """
 
     def drawn(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.numel():
+        if not is_dense(leaf) or not leaf.numel():
             return leaf
         if _is_blank(leaf):
             return torch.randn(leaf.shape, generator=draw).to(leaf)
@@ -90,7 +93,7 @@ def drawn_like(example: Any, draw: Generator) -> Any:
 
 def is_blank(example: Any) -> bool:
     """Return whether an example has an all-zero float tensor, which stands for a shape."""
-    return tree_any(lambda leaf: isinstance(leaf, Tensor) and _is_blank(leaf), example)
+    return tree_any(lambda leaf: is_dense(leaf) and _is_blank(leaf), example)
 
 
 def _is_blank(leaf: Tensor) -> bool:

@@ -14,12 +14,36 @@ import torch
 from torch import Tensor
 
 from regrow.surgery.colours import WHOLE, Paint, spread
-from regrow.surgery.rules import rule
+from regrow.surgery.rules import RULES, rule
 from regrow.surgery.tape import Node, Ref
 
 if TYPE_CHECKING:
     from regrow.surgery.painter import Painter
     from regrow.surgery.parameters import Laid
+
+
+_BY_WEIGHT = RULES["aten::mm"]
+
+
+@rule("aten::mm", "aten::_sparse_addmm")
+def _multiply_by_matrix(painter: Painter, node: Node) -> None:
+    """Multiply by a matrix of data from the left: each channel is mixed over the nodes of a graph.
+
+    The product with a sparse matrix is recorded as one that is added to zeros.
+    """
+    if node.name != "aten::mm":
+        if node.kwargs.get("beta") != 0:
+            painter.unknown(node)
+            return
+        node = replace(node, name="aten::mm", args=node.args[1:3])
+    graph, data = node.args
+    alone = not (painter.is_painted(graph) and painter.of(graph).coloured_dims())
+    if alone and painter.is_painted(data) and painter.parameter(graph) is None:
+        source = painter.of(data)
+        if source.along(-1) is not None:
+            painter.put(node, Paint(source.ids, painter.shape(node.outputs[0]), source.clean))
+            return
+    _BY_WEIGHT(painter, node)
 
 
 @rule("aten::bmm", "aten::baddbmm")

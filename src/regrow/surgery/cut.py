@@ -17,7 +17,7 @@ from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
 from regrow.surgery.held import compared_in_code, is_memory, set_held_
 from regrow.surgery.mask import Mask
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import Narrows, call, evaluating, output_tensors, worded
+from regrow.surgery.tape import Narrows, call, evaluating, is_dense, output_tensors, worded
 
 
 class Select(SelectChannels):
@@ -176,9 +176,9 @@ def _twin(tensor: Tensor | None, memo: dict[int, Any]) -> Tensor | None:
     """Copy a parameter or buffer; common kinds are copied without the overhead of ``deepcopy``."""
     if tensor is None or id(tensor) in memo:
         return None if tensor is None else memo[id(tensor)]
-    if type(tensor) not in (Tensor, nn.Parameter) or vars(tensor) or tensor.is_sparse:
+    if type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
         return deepcopy(tensor, memo)
-    copied = tensor.detach().clone(memory_format=torch.preserve_format)
+    copied = tensor.detach().clone()
     if type(tensor) is nn.Parameter:
         copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
     memo[id(tensor)] = copied
@@ -445,7 +445,7 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
 
 def _twice(value: Any) -> Any:
     """Return a batch of two, which norms need in training."""
-    return torch.cat([value] * 2) if isinstance(value, Tensor) and value.dim() else value
+    return torch.cat([value] * 2) if is_dense(value) and value.dim() else value
 
 
 def copied(value: Any) -> Any:

@@ -24,7 +24,7 @@ from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
 from regrow.surgery.outputs import as_type, difference, is_comparable, largest, unlike
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import output_tensors, worded
+from regrow.surgery.tape import is_dense, output_tensors, worded
 from regrow.surgery.training import InTraining, in_training
 from regrow.surgery.whole import IDLE
 
@@ -275,8 +275,7 @@ def inputs_like(model: nn.Module, example: Any) -> list[Any]:
 
 
 def _batch(*leaves: Any) -> Any:
-    tensors = isinstance(leaves[0], Tensor) and leaves[0].dim() > 0
-    return torch.cat(leaves) if tensors else leaves[0]
+    return torch.cat(leaves) if is_dense(leaves[0]) and leaves[0].dim() else leaves[0]
 
 
 def _moved(
@@ -512,7 +511,7 @@ def _rounded(
     draw = seeded(0, "rounding")
 
     def nudged(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        if not is_dense(leaf) or not leaf.is_floating_point():
             return leaf
         down = (torch.rand(leaf.shape, generator=draw) < 0.5).to(leaf)
         return leaf * (1.0 - step * down)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +227,14 @@ class _TapeRecorder(OperationMode):
         return argument
 
 
+def is_dense(value: Any) -> TypeGuard[Tensor]:
+    """Return whether a value is a tensor of PyTorch's usual layout, rather than a sparse one."""
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
 def _without_numbers(tensor: Tensor) -> Tensor:
+    if not is_dense(tensor):
+        return torch.empty_like(tensor, device="meta")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
@@ -376,7 +383,7 @@ def worded(error: BaseException) -> str:
 def _refuse_sparse(output: Any) -> None:
     """Raise a ``TraceError`` if outputs are tensors whose numbers cannot be compared."""
     for leaf in output_tensors(output):
-        if leaf.layout != torch.strided or leaf.is_quantized:
+        if not is_dense(leaf) or leaf.is_quantized:
             kind = "quantized" if leaf.is_quantized else str(leaf.layout).removeprefix("torch.")
             raise TraceError(
                 f"The network returns a tensor of another layout than PyTorch's usual one: {kind}. "
@@ -402,7 +409,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
     Caches are empty meanwhile, so that the operations that fill them are recorded.
     """
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers() if is_dense(buffer)]
     plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     places = [(module._buffers, dict(module._buffers)) for module in plain]
     for module in plain:

@@ -28,7 +28,7 @@ from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
 from regrow.surgery.taken import batch_hint, check_keep, check_network, example_of
-from regrow.surgery.tape import Arguments, Node, Tape, Unrecorded, record
+from regrow.surgery.tape import Arguments, Node, Tape, Unrecorded, is_dense, record
 from regrow.surgery.trial import Trials, Tried
 from regrow.surgery.whole import whole_layers
 
@@ -117,8 +117,14 @@ def _unite_counted(model: nn.Module, painter: Painter, places: Collection[Attrib
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
-    """Keep whole the modules in ``keep``, and the weights in ``counted``."""
+    """Keep whole the modules in ``keep``, the weights in ``counted``, and sparse ones."""
+    named = painter.tape.names.items()
+    sparse = {name for index, name in named if not is_dense(painter.tape.values[index])}
     for mark in painter.marks:
+        if mark.tensor in sparse:
+            painter.colours.freeze(
+                mark.ids, f"{mark.tensor!r} is sparse, and only dense ones are cut"
+            )
         if mark.role in ("producer", "norm") and any(belongs(mark.tensor, m) for m in keep):
             painter.colours.freeze(mark.ids, "asked to be kept")
         elif mark.role != "reader" and mark.tensor in counted:
@@ -178,7 +184,7 @@ def _are_samples(example: Any) -> bool:
     elif isinstance(example, list | tuple):
         inputs = list(example)
     held = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(example))
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    tensors = [value for value in inputs if is_dense(value)]
     return held == len(tensors) and len({len(t) for t in tensors if t.dim()}) == 1
 
 
