@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cutting import half
-from regrow.errors import TraceError
-from regrow.surgery import Trace, shrink, trace, verify
+from regrow.errors import ConfigError, TraceError
+from regrow.surgery import Trace, shrink, silence, trace, verify
 
 
 def proven(net: nn.Module, example: Any) -> Trace:
@@ -103,3 +103,32 @@ def test_a_sparse_weight_is_kept_whole() -> None:
     assert {found.whole[name] for name in "01"} == {
         "'1.weight' is sparse, and only dense ones are cut"
     }
+
+
+def test_networks_and_examples_without_numbers_are_refused() -> None:
+    net = Keeping()
+    found = trace(net, (1, 6))
+    with pytest.raises(ConfigError, match="which holds no numbers"):
+        trace(net, torch.zeros(1, 6, device="meta"))
+    net.to("meta")
+    with pytest.raises(ConfigError, match="4 parameters of the network, such as 'a"):
+        trace(net, (1, 6))
+    for act in (shrink, silence, verify):
+        with pytest.raises(ConfigError, match=r"holds no numbers\. Build it on the CPU"):
+            act(net, half(found), found)
+
+
+@pytest.mark.parametrize("built_there", [False, True])
+@pytest.mark.parametrize("cut_there", [False, True])
+def test_inference_mode_neither_hides_operations_nor_stops_a_cut(
+    built_there: bool, cut_there: bool
+) -> None:
+    with torch.inference_mode(built_there):
+        net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    with torch.inference_mode(cut_there):
+        found = proven(net.eval(), torch.randn(1, 3, 4, 4))
+        small: Any = shrink(net, half(found), found)
+    assert list(found.groups) == ["0"]
+    assert not any(p.is_inference() for p in (*small.parameters(), *small.buffers()))
+    small(torch.randn(1, 3, 4, 4)).sum().backward()
+    assert small[3].weight.grad is not None

@@ -18,7 +18,6 @@ from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
 from regrow.own.card import BATCHES, Card, measure_speed
 from regrow.own.exports import CLOSE, EXPORTS, largest_gap
-from regrow.own.inspection import check_numbers
 from regrow.own.new_folder import new_folder
 from regrow.pruning.costs import CostShare
 from regrow.pruning.dry_run import saying_where
@@ -30,7 +29,7 @@ from regrow.surgery.alive import called
 from regrow.surgery.architecture import Architecture, load, save
 from regrow.surgery.fold import fold
 from regrow.surgery.mask import Mask
-from regrow.surgery.taken import check_names
+from regrow.surgery.taken import check_names, check_numbers
 
 CARD, PAGE = "card.json", "card.md"
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from regrow.core.texts import first_few, visible
 from regrow.cost import Counted, count
-from regrow.errors import ConfigError, TraceError
+from regrow.errors import TraceError
 from regrow.models.inputs import inputs_of
 from regrow.pruning.layers import Pruned
 from regrow.pruning.method import SCOPES, Method
@@ -17,7 +17,7 @@ from regrow.surgery import Group, Trace, trace
 from regrow.surgery.fold import fold
 from regrow.surgery.groups import NUMBER
 from regrow.surgery.held import names_in_code
-from regrow.surgery.taken import check_names, check_network
+from regrow.surgery.taken import check_names, check_numbers
 
 LAYERS_SHOWN = 6  # of one role in a group
 
@@ -180,18 +180,6 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
         caveats=counted.cost.caveats,
         unchanged=_unchanged(network, traced),
     )
-
-
-def check_numbers(network: object) -> None:
-    """Raise a ``ConfigError`` unless this is a network whose parameters have values."""
-    check_network(network)
-    assert isinstance(network, nn.Module)
-    empty = [name for name, parameter in network.named_parameters() if parameter.is_meta]
-    if empty:
-        raise ConfigError(
-            f"{len(empty)} parameters of the network, such as {empty[0]!r}, are on the device "
-            "'meta', which holds no numbers. Build it on the CPU."
-        )
 
 
 def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:

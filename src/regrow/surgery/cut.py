@@ -17,13 +17,22 @@ from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
 from regrow.surgery.held import compared_in_code, is_memory, set_held_
 from regrow.surgery.mask import Mask
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import Narrows, call, evaluating, is_dense, output_tensors, worded
+from regrow.surgery.tape import (
+    Narrows,
+    call,
+    evaluating,
+    is_dense,
+    not_in_inference,
+    output_tensors,
+    worded,
+)
 
 
 class Select(SelectChannels):
     """A selection of channels that surgery inserts before a norm."""
 
 
+@not_in_inference()
 def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """Return a smaller network without the units that a mask removes; the original is unchanged.
 
@@ -96,7 +105,8 @@ def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:
         model: any network.
         sharing: whether the copy has the same parameters rather than copies of them.
     """
-    return _copied(model, {id(p): p for p in model.parameters()} if sharing else {})
+    shared = (p for p in model.parameters() if sharing and not p.is_inference())
+    return _copied(model, {id(p): p for p in shared})
 
 
 _ATOMS = (bool, int, float, str, type(None), torch.dtype, torch.device)

@@ -52,9 +52,21 @@ def check_network(network: object) -> None:
         raise ConfigError(f"A network must be a torch.nn.Module, such as {text}. Got {got}.")
 
 
+def check_numbers(network: object) -> None:
+    """Raise a ``ConfigError`` unless this is a network whose parameters have values."""
+    check_network(network)
+    assert isinstance(network, nn.Module)
+    empty = [name for name, parameter in network.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ConfigError(
+            f"{len(empty)} parameters of the network, such as {empty[0]!r}, are on the device "
+            "'meta', which holds no numbers. Build it on the CPU."
+        )
+
+
 def check_cut(network: nn.Module, mask: Mask, trace: Trace) -> None:
     """Raise an error if the arguments are not a network, a mask and a trace of that network."""
-    check_network(network)
+    check_numbers(network)
     made = "regrow.Mask(unit='channel', kept={GROUP: BOOLEANS}), or by regrow.select"
     check_kind(mask, Mask, f"The second argument must be a mask, made by {made}")
     check_kind(trace, Trace, "The third argument must be what regrow.trace(network, example) found")

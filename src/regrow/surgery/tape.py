@@ -427,6 +427,16 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def not_in_inference() -> Iterator[None]:
+    """Leave PyTorch's inference mode, in which composite operations are not seen by their parts."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            yield
+    else:
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and each of its modules back into its own mode after.
 

@@ -15,7 +15,7 @@ import regrow.surgery.lookup
 import regrow.surgery.recurrent
 import regrow.surgery.views  # noqa: F401  (imported to register their rules)
 from regrow.core.validation import check_kind
-from regrow.errors import TraceError
+from regrow.errors import ConfigError, TraceError
 from regrow.surgery.assumptions import Assumptions, Followed
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
 from regrow.surgery.cut import copied, duplicate, train
@@ -27,14 +27,23 @@ from regrow.surgery.operators import COPIES, TURNS, VIEWS
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
-from regrow.surgery.taken import batch_hint, check_keep, check_network, example_of
-from regrow.surgery.tape import Arguments, Node, Tape, Unrecorded, is_dense, record
+from regrow.surgery.taken import batch_hint, check_keep, check_numbers, example_of
+from regrow.surgery.tape import (
+    Arguments,
+    Node,
+    Tape,
+    Unrecorded,
+    is_dense,
+    not_in_inference,
+    record,
+)
 from regrow.surgery.trial import Trials, Tried
 from regrow.surgery.whole import whole_layers
 
 Example = Tensor | str | Sequence[int] | Sequence[Any] | Mapping[str, Any]
 
 
+@not_in_inference()
 def trace(
     model: nn.Module,
     example: Example,
@@ -60,7 +69,7 @@ def trace(
     >>> [(g.name, g.kind, g.size) for g in trace(net, (1, 3, 8, 8)).groups.values()]
     [('0', 'conv', 8)]
     """
-    check_network(model)
+    check_numbers(model)
     check_keep(keep, model)
     sample = _sample(model, example, kwargs)
     tape = _recorded(model, sample, None if kwargs else example)
@@ -166,6 +175,10 @@ def _sample(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) ->
     def moved(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        if value.is_meta:
+            raise ConfigError(
+                "An input is on the device 'meta', which holds no numbers. Make it on the CPU."
+            )
         sample = (value[:1] if one and value.dim() else value).detach().clone()
         if first is None:
             return sample
