@@ -17,7 +17,7 @@ from cutting import random_mask
 from mutants import KINDS, judged, wrongly
 from regrow.errors import TraceError
 from regrow.models import MODELS, ModelSpec, build
-from regrow.surgery import Trace, blocks, proof, prove, sensitivities, trace, trial, verify
+from regrow.surgery import Trace, blocks, outputs, proof, prove, sensitivities, trace, trial, verify
 from regrow.surgery.alive import enlivened
 from regrow.surgery.mask import Mask
 
@@ -161,6 +161,22 @@ def test_outputs_that_show_nothing_prove_nothing() -> None:
         assert not result.ok
         assert set(result.unproven) == set(found.groups)
         assert "Not proven" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "words"),
+    [
+        ((torch.zeros(2), torch.zeros(2)), torch.zeros(2), "[2], [2]) in place of [2]"),
+        (torch.zeros(3), torch.zeros(2), "shape (3,) where the network itself returns (2,)"),
+        (("a",), ("b",), "returns 'a' where the network itself returns 'b'"),
+    ],
+)
+def test_outputs_of_another_structure_are_infinitely_different(
+    output: Any, expected: Any, words: str
+) -> None:
+    assert words in str(outputs.unlike(output, expected))
+    assert outputs.difference(output, expected) == math.inf
+    assert outputs.unlike(expected, expected) is None
 
 
 class Ids(nn.Module):

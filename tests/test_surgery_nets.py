@@ -682,8 +682,8 @@ def test_code_that_fixes_a_number_of_channels_is_no_group_and_is_named() -> None
     assert "depends on their number (with 5 of 8 it does not run: shape" in found.whole["b"]
     free = Net(lambda m, x: m.out(F.adaptive_avg_pool2d(m.b(m.a(x)), 1).flatten(1)))
     free._modules = net._modules
-    with pytest.raises(TraceError, match=r"does not run: shape.*fixes a number of channels"):
-        shrink(net, random_mask(trace(free, SHAPE)), trace(free, SHAPE))
+    with pytest.raises(TraceError, match=r"fixes a number of channels.*\(\.\.\., keep=\['b'\]\)"):
+        shrink(net, Mask(unit="channel", kept={"b": torch.arange(8) < 4}), trace(free, SHAPE))
 
 
 class Answer:

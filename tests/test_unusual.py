@@ -105,6 +105,13 @@ def test_a_sparse_weight_is_kept_whole() -> None:
     }
 
 
+def test_an_exported_program_is_refused() -> None:
+    exported = torch.export.export(Keeping().eval(), (torch.ones(2, 6),)).module()
+    with pytest.raises(ConfigError, match="Give the network that was exported"):
+        trace(exported, (2, 6))
+    assert list(trace(torch.fx.symbolic_trace(Keeping()), (1, 6)).groups) == ["a"]
+
+
 def test_networks_and_examples_without_numbers_are_refused() -> None:
     net = Keeping()
     found = trace(net, (1, 6))

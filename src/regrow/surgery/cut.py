@@ -15,7 +15,7 @@ from regrow.errors import TraceError
 from regrow.models.layers import SelectChannels
 from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
 from regrow.surgery.held import compared_in_code, is_memory, set_held_
-from regrow.surgery.mask import Mask
+from regrow.surgery.mask import Mask, cut_groups, keeping
 from regrow.surgery.taken import check_cut
 from regrow.surgery.tape import (
     Narrows,
@@ -68,8 +68,8 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         raise TraceError(
             f"The smaller network {wrong}. Its code probably fixes a number of channels, or "
             "branches on the data, or a layer that runs only in training reads what was cut. "
-            "Read the number from the tensor's shape there, or keep the layer whole: trace(..., "
-            "keep=['<layer>'])."
+            "Read the number from the tensor's shape there, or keep the layer at fault whole, of "
+            f"those that are cut: {keeping(cut_groups(mask)[:5])}."
         )
     return small
 

@@ -1,6 +1,6 @@
 """Masks of the units that a network keeps: how they combine, and how they zero weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,16 @@ class Mask:
         both = {name: kept & other.kept.get(name, kept) for name, kept in self.kept.items()}
         guarded = tuple(dict.fromkeys(self.guarded + other.guarded))
         return Mask(unit=self.unit, kept={**other.kept, **both}, guarded=guarded)
+
+
+def cut_groups(mask: Mask) -> list[str]:
+    """Return the names of the groups from which a mask removes units."""
+    return [name for name, kept in mask.kept.items() if not bool(kept.all())]
+
+
+def keeping(names: Sequence[str]) -> str:
+    """Return the call that keeps some groups whole, for messages."""
+    return f"trace(..., keep={list(names)})"
 
 
 def kept_weights(mask: Mask, model: nn.Module) -> dict[str, Tensor]:

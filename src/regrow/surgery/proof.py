@@ -20,7 +20,7 @@ from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.cut import duplicate, is_cut, shrink
 from regrow.surgery.dispatch import Widening
 from regrow.surgery.groups import Group, Kind, Trace
-from regrow.surgery.mask import Mask
+from regrow.surgery.mask import Mask, cut_groups, keeping
 from regrow.surgery.oracle import silence
 from regrow.surgery.outputs import as_type, difference, is_comparable, largest, unlike
 from regrow.surgery.taken import check_cut
@@ -103,7 +103,7 @@ class Proof:
             return (
                 f"Wrong in training: {self.training.fault} where {quoted(self.wrong, 5)} is cut. "
                 "The network's code probably reads these channels, or their number, in training "
-                f"alone. Change that, or do not prune there: {_keep(self.wrong)}."
+                f"alone. Change that, or do not prune there: {keeping(self.wrong)}."
             )
         if self.unproven:
             return (
@@ -111,7 +111,7 @@ class Proof:
                 f"zero, within {self.error:.1e}, but zeroing {quoted(self.unproven, 5)} changes "
                 f"the output by less than {LEAST_SHOWN:g} of it, so an error there would not show. "
                 "Trace the network on another example, or do not prune these groups: "
-                f"{_keep(self.unproven)}."
+                f"{keeping(self.unproven)}."
             )
         if not self.sensitivity:
             return f"Proven: nothing is cut, and the outputs are equal within {self.error:.1e}."
@@ -143,7 +143,7 @@ class Proof:
             "Wrong: the cut network differs from the uncut one with the removed units held at zero "
             f"({off}; allowed: {self.tolerance:.1e}) where {quoted(self.wrong, 5)} is cut. The "
             "network's code probably computes with the number of channels there, as in "
-            f"`x / x.shape[1]`. Change that, or do not prune there: {_keep(self.wrong)}."
+            f"`x / x.shape[1]`. Change that, or do not prune there: {keeping(self.wrong)}."
         )
 
 
@@ -247,11 +247,6 @@ def sensitivities(
     inputs = inputs_like(model, trace.example)
     live = enlivened(model, inputs[0])
     return _moved(live, trace, names, unit=unit, inputs=inputs)
-
-
-def cut_groups(mask: Mask) -> list[str]:
-    """Return the names of the groups from which a mask removes units."""
-    return [name for name, kept in mask.kept.items() if not bool(kept.all())]
 
 
 def inputs_like(model: nn.Module, example: Any) -> list[Any]:
@@ -415,6 +410,11 @@ def compare(
             outputs = [_ran(small, x, mask, call) for x in inputs]
             error = _differences(outputs, expected)
     other = next(filter(None, map(unlike, outputs, expected)), None)
+    if other is not None:
+        other += (
+            " Make the output independent of the number of channels, or keep whole what is cut: "
+            f"{keeping(cut_groups(mask)[:5])}."
+        )
     del small  # frees memory before rounding is measured in another copy
     tolerance = ALLOWED[dtype]
     if error <= tolerance:
@@ -459,7 +459,7 @@ def _ran(small: nn.Module, x: Any, mask: Mask, call: _Call) -> Any:
             f"The cut network fails on an input that the uncut one accepts: {cause}. Its code may "
             "choose by its data which layers run, and the example ran only some of them. "
             "Trace it on an example that runs all of them, or keep their input channels whole: "
-            f"{_keep(cut_groups(mask)[:5])}."
+            f"{keeping(cut_groups(mask)[:5])}."
         ) from error
 
 
@@ -546,7 +546,3 @@ def _wrong(right: Callable[[Mask], bool], mask: Mask, names: Sequence[str]) -> l
 
 def _only(mask: Mask, names: Sequence[str]) -> Mask:
     return Mask(unit=mask.unit, kept={name: mask.kept[name] for name in names})
-
-
-def _keep(names: Sequence[str]) -> str:
-    return f"trace(..., keep={list(names)})"

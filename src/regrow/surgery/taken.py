@@ -50,6 +50,16 @@ def check_network(network: object) -> None:
         text = f"regrow.ModelOrigin({network!r}).build()" if isinstance(network, str) else "Net()"
         got = f"the class {network.__name__}" if isinstance(network, type) else short(network)
         raise ConfigError(f"A network must be a torch.nn.Module, such as {text}. Got {got}.")
+    if any(_is_exported(module) for module in network.modules()):
+        raise ConfigError(
+            "The layers of an exported program (torch.export) are fixed, so it can neither be "
+            "traced nor cut. Give the network that was exported, and export the smaller one."
+        )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    """Return whether a module was made by ``ExportedProgram.module``, which replaces ``eval``."""
+    return getattr(vars(module).get("eval"), "__qualname__", "").startswith("ExportedProgram.")
 
 
 def check_numbers(network: object) -> None:
