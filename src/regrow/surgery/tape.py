@@ -313,7 +313,6 @@ def record(model: nn.Module, example: Any) -> Tape:
 
     ``example``: see ``call``.
     """
-    _refuse_lazy(model)
     modules = dict(model.named_modules())
     compiled = (n for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule))
     tape = Tape(compiled=frozenset(compiled))
@@ -391,7 +390,7 @@ def _refuse_sparse(output: Any) -> None:
             )
 
 
-def _refuse_lazy(model: nn.Module) -> None:
+def refuse_lazy(model: nn.Module) -> None:
     """Raise a ``TraceError`` if layers have no weights yet."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     lazy = dict.fromkeys(n.rpartition(".")[0] for n, t in tensors if is_lazy(t))

@@ -36,6 +36,7 @@ from regrow.surgery.tape import (
     is_dense,
     not_in_inference,
     record,
+    refuse_lazy,
 )
 from regrow.surgery.trial import Trials, Tried
 from regrow.surgery.whole import whole_layers
@@ -71,6 +72,7 @@ def trace(
     """
     check_numbers(model)
     check_keep(keep, model)
+    refuse_lazy(model)
     sample = _sample(model, example, kwargs)
     tape = _recorded(model, sample, None if kwargs else example)
     movers = frozenset(name for name, _, _ in tape.movers)
