@@ -72,7 +72,6 @@ def trace(
     """
     check_numbers(model)
     check_keep(keep, model)
-    refuse_lazy(model)
     sample = _sample(model, example, kwargs)
     tape = _recorded(model, sample, None if kwargs else example)
     movers = frozenset(name for name, _, _ in tape.movers)
@@ -153,6 +152,7 @@ def _trains(model: nn.Module, found: Trace) -> bool:
 
 def _recorded(model: nn.Module, sample: Any, example: Any) -> Tape:
     """Record a network on one sample; if it fails, hint that ``example`` may lack a batch."""
+    refuse_lazy(model)
     try:
         # The network's code may keep what it computes, which smaller copies would then have too.
         return record(duplicate(model, sharing=True), tree_map(copied, sample))
