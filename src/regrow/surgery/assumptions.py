@@ -11,7 +11,7 @@ from regrow.errors import TraceError
 from regrow.surgery.groups import NUMBER, Trace
 from regrow.surgery.likeness import Unlike
 from regrow.surgery.numbers import Attribute, Choice, Number
-from regrow.surgery.trial import Trials
+from regrow.surgery.trial import Trials, Wrong
 
 COUNTED = "the network's own code depends on their number"
 MOST_TRIES = 24
@@ -59,6 +59,16 @@ class Followed:
             if len(self._counts[number.slot]) > 1:
                 several.setdefault(number.place, self._counts[number.slot])
         return list(dict.fromkeys(name for names in several.values() for name in sorted(names)))
+
+    @property
+    def changing(self) -> list[Attribute]:
+        """The attributes that may stay; those of PyTorch's modules always change."""
+        return [*dict.fromkeys(n.place for n in self.told if not n.place.is_of_torch)]
+
+    @property
+    def unread(self) -> list[Attribute]:
+        """Those of them that the code of their class does not read when it runs."""
+        return [place for place in self.changing if not place.is_read]
 
     @property
     def are_compared(self) -> bool:
@@ -118,6 +128,7 @@ class Assumptions:
                 "its code repeat. Keep some of its modules whole (keep=, --keep), and please "
                 "report the network."
             )
+        first = not self._held
         self._held.add(state)
         trace = found.follow(self.choices)
         collapsed = self._collapsed(trace)
@@ -129,7 +140,7 @@ class Assumptions:
         # A guess that leaves heads whole, with their stream, passes every trial: try another.
         if not self.guessed <= cut and self._guess(trials, trace):
             return None
-        wrong = trials.wrong(trace)
+        trace, wrong = self._try(trials, found, first=first)
         while wrong is not None and wrong.unlike is not None:
             unlike = wrong.unlike
             for tried in found.other_numbers(unlike):
@@ -150,8 +161,8 @@ class Assumptions:
             self._correct(trials, broken, replace(found, trace=trace))
             return None
         stay = _equal_by_chance(trials, replace(found, trace=trace), self.choices)
+        self.unneeded |= {place for place in stay if self.choices.get(place, 0) is not None}
         self.choices |= stay
-        self.unneeded |= stay.keys()
         trace = found.follow(self.choices)
         if found.are_compared:
             halves = trials.at_half()
@@ -161,6 +172,18 @@ class Assumptions:
                 return None
         stays = {p for p in self.unneeded if self.choices[p] is None}
         return replace(trace, unneeded=frozenset(n.slot for n in found.told if n.place in stays))
+
+    def _try(self, trials: Trials, found: Followed, *, first: bool) -> tuple[Trace, Wrong | None]:
+        """Try all groups; ``first`` without changing the numbers that no ``forward`` reads."""
+        stay = dict.fromkeys(found.unread if first else ())
+        if stay:
+            trace = found.follow({**self.choices, **stay})
+            if trials.wrong(trace) is None:
+                self.choices |= stay
+                self.unneeded |= stay.keys()
+                return trace, None
+        trace = found.follow(self.choices)
+        return trace, trials.wrong(trace)
 
     def divide(self, found: Trace, names: Collection[str], *, single: bool = False) -> bool:
         """Cut channels evenly from all groups of convolutions that cannot lose whole groups.
@@ -292,11 +315,10 @@ def _equal_by_chance(
     the same kind of thing, so they are treated alike. Most of those that ``forward`` does not read
     stay, so they are tried at once before each alone. Those of PyTorch's modules always change.
     """
-    stay: dict[Attribute, Choice] = {}
-    places = dict.fromkeys(n.place for n in found.told if not n.place.is_of_torch)
-    unread = [place for place in places if not place.is_read]
+    stay: dict[Attribute, Choice] = {p: None for p in choices if choices[p] is None}
+    places = found.changing
     compared = [[p for p in places if p == place or place.is_compared_with(p)] for place in places]
-    for alike in (unread, *compared):
+    for alike in (found.unread, *compared):
         slots = {number.slot for number in found.told if number.place in alike}
         names = [
             name
