@@ -122,7 +122,7 @@ class Proof:
             f"{min(self.sensitivity.values()):.1e} or more."
         ]
         if self.training.limit:
-            parts.append(f"Training mode: {self.training.limit}.")
+            parts.append(f"{self.training.limit}.")
         if self.unused:
             parts.append(
                 f"Not compared, because the example does not use them: {quoted(self.unused, 5)}."

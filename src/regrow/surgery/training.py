@@ -21,8 +21,10 @@ from regrow.surgery.tape import call, output_tensors, worded
 
 NEGLIGIBLE = 1e-9  # relative difference that rounding in float64 may cause
 FAR = 1e-3  # relative difference that rounding does not cause
-NOT_RUN = "the network does not run in it on these inputs alone"
-RANDOM = "the network draws random numbers in it, so only the shapes of its outputs were compared"
+NOT_RUN = "Training mode was not compared: the network does not run in it on these inputs alone"
+RANDOM = (
+    "In training mode only the shapes of outputs were compared: the network draws random numbers"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
