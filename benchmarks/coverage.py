@@ -22,6 +22,12 @@ import networks
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 MUTATIONS = Path(__file__).parent / "mutations.jsonl"
+NOT_MUTATED = {  # why no wrong cuts of a network were made, by outcome
+    "memory": "they take more memory than allowed",
+    "nothing": "nothing can be cut",
+    "time-out": "they take longer than allowed",
+    "unproven": "even their right cuts are not proven",
+}
 LARGE = 1e6  # parameters; the peak memory of smaller networks is mostly Python's
 HEAD = """\
 # Network coverage: what regrow can prune
@@ -129,7 +135,12 @@ def _wrong_cuts(total: int) -> str:
     for line in lines:
         if line not in judged:
             others.setdefault(line["outcome"], []).append(line["network"])
-    sentences += [f"None of ({kind}): {', '.join(names)}." for kind, names in others.items()]
+    sentences += [
+        f"None of {', '.join(names)}: {NOT_MUTATED.get(outcome, outcome)}."
+        for outcome, names in others.items()
+    ]
+    untried = sorted({*networks.names()} - {str(line["network"]) for line in lines})
+    sentences += [f"Not tried yet: {', '.join(untried)}."] if untried else []
     return " ".join(sentences) + "\n"
 
 

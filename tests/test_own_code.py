@@ -280,3 +280,27 @@ def test_training_mode_of_batch_norms_equals_that_of_the_silenced_network() -> N
     small, quiet = shrink(net, mask, found).double(), silence(net, mask, found).double()
     x = torch.randn(16, 6).double()
     assert torch.allclose(small.train()(x), quiet.train()(x))
+
+
+class Rescaling(Base):
+    """Halves its weights in place when it first runs in evaluation, as RWKV does."""
+
+    rescaled = False
+
+    def forward(self, x: Tensor) -> Any:
+        if self.rescaled == self.training:
+            with torch.no_grad():
+                self.o.weight.mul_(2.0 if self.training else 0.5)
+            self.rescaled = not self.training
+        return super().forward(x)
+
+
+def test_a_change_of_parameters_that_code_makes_once_is_made_once() -> None:
+    net = Rescaling().eval()
+    weight = net.o.weight.detach().clone()
+    trace(net, SHAPE)
+    found, mask = traced(net)  # it is initialised now
+    assert [*found.groups] == ["a"]
+    assert verify(net, mask, found).ok
+    assert net.rescaled
+    assert torch.equal(net.o.weight, weight / 2)

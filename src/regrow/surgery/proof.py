@@ -261,7 +261,7 @@ def inputs_like(model: nn.Module, example: Any) -> list[Any]:
     several = drawn if is_blank(example) else [example, *drawn[1:]]
     for inputs in ([tree_map(_batch, *several)], several):
         try:
-            copy = duplicate(model, sharing=True)  # its code may keep what it computes
+            copy = duplicate(model)  # its code may keep what it computes, or change its parameters
             for x in inputs:
                 called(copy, x)
         except Exception:  # a network may take one sample, or inputs that depend on one another

@@ -404,9 +404,10 @@ def refuse_lazy(model: nn.Module) -> None:
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Restore all buffers afterwards: observers of quantisation write to them in evaluation too.
+    """Restore all buffers and attributes afterwards: code may keep what it computes.
 
-    Caches are empty meanwhile, so that the operations that fill them are recorded.
+    Attributes stay as they are if the code changed parameters, as an initialisation does that is
+    done once. Caches are empty meanwhile, so that the operations that fill them are recorded.
     """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers() if is_dense(buffer)]
     plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
@@ -415,14 +416,33 @@ def _restored(model: nn.Module) -> Iterator[None]:
         full = [name for name, value in vars(module).items() if is_memory(name, value)]
         places.append((vars(module), {name: vars(module)[name] for name in full}))
         vars(module).update({name: {} for name in full})
+    attributes = [(vars(module), _attributes(module)) for module in plain]
+    versions = _versions(model)
     try:
         yield
     finally:
+        for place, before in attributes if _versions(model) == versions else ():
+            for name in place.keys() - before.keys() - _REGISTRIES:
+                del place[name]
+            place.update(before)
         for buffer, copy in saved:
             if buffer.shape != copy.shape or not torch.equal(buffer, copy):
                 buffer.data = copy
         for place, before in places:
             place.update(before)
+
+
+_REGISTRIES = frozenset(vars(nn.Module()))  # of parameters, modules, hooks, ...
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that its own class set, apart from registries."""
+    return {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """Return how often each parameter was changed in place."""
+    return [p._version for p in model.parameters() if not p.is_inference()]
 
 
 @contextmanager

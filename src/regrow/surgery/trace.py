@@ -18,7 +18,7 @@ from regrow.core.validation import check_kind
 from regrow.errors import ConfigError, TraceError
 from regrow.surgery.assumptions import Assumptions, Followed
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
-from regrow.surgery.cut import copied, duplicate, train
+from regrow.surgery.cut import copied, train
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.likeness import Likeness
 from regrow.surgery.norms import BATCH_NORMS
@@ -154,8 +154,7 @@ def _recorded(model: nn.Module, sample: Any, example: Any) -> Tape:
     """Record a network on one sample; if it fails, hint that ``example`` may lack a batch."""
     refuse_lazy(model)
     try:
-        # The network's code may keep what it computes, which smaller copies would then have too.
-        return record(duplicate(model, sharing=True), tree_map(copied, sample))
+        return record(model, tree_map(copied, sample))
     except Unrecorded as error:
         hint = "" if example is None else batch_hint(model, example)
         raise Unrecorded(f"{error}{hint}", reached=error.reached) from error
