@@ -298,8 +298,7 @@ class Rescaling(Base):
 def test_a_change_of_parameters_that_code_makes_once_is_made_once() -> None:
     net = Rescaling().eval()
     weight = net.o.weight.detach().clone()
-    trace(net, SHAPE)
-    found, mask = traced(net)  # it is initialised now
+    found, mask = traced(net)
     assert [*found.groups] == ["a"]
     assert verify(net, mask, found).ok
     assert net.rescaled

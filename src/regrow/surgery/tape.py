@@ -417,11 +417,11 @@ def _restored(model: nn.Module) -> Iterator[None]:
         places.append((vars(module), {name: vars(module)[name] for name in full}))
         vars(module).update({name: {} for name in full})
     attributes = [(vars(module), _attributes(module)) for module in plain]
-    versions = _versions(model)
+    before_run = versions(model)
     try:
         yield
     finally:
-        for place, before in attributes if _versions(model) == versions else ():
+        for place, before in attributes if versions(model) == before_run else ():
             for name in place.keys() - before.keys() - _REGISTRIES:
                 del place[name]
             place.update(before)
@@ -440,7 +440,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
 
 
-def _versions(model: nn.Module) -> list[int]:
+def versions(model: nn.Module) -> list[int]:
     """Return how often each parameter was changed in place."""
     return [p._version for p in model.parameters() if not p.is_inference()]
 

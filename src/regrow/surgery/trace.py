@@ -37,6 +37,7 @@ from regrow.surgery.tape import (
     not_in_inference,
     record,
     refuse_lazy,
+    versions,
 )
 from regrow.surgery.trial import Trials, Tried
 from regrow.surgery.whole import whole_layers
@@ -154,7 +155,10 @@ def _recorded(model: nn.Module, sample: Any, example: Any) -> Tape:
     """Record a network on one sample; if it fails, hint that ``example`` may lack a batch."""
     refuse_lazy(model)
     try:
-        return record(model, tree_map(copied, sample))
+        before = versions(model)
+        tape = record(model, tree_map(copied, sample))
+        # Code that changes parameters does so once, when it first runs: record what it does later.
+        return tape if versions(model) == before else record(model, tree_map(copied, sample))
     except Unrecorded as error:
         hint = "" if example is None else batch_hint(model, example)
         raise Unrecorded(f"{error}{hint}", reached=error.reached) from error
