@@ -119,7 +119,9 @@ def _wrong_cuts(total: int) -> str:
         return ""
     made = sum(line["made"] for line in judged)
     missed = [f"{line['network']} {name}" for line in judged for name in line["missed"]]
-    told = f"did not notice: {'; '.join(missed)}" if missed else "noticed all of them"
+    told = (
+        f"did not notice: {'; '.join(missed)}" if missed else "noticed all that affect the output"
+    )
     date = max(line["date"] for line in judged)
     sentences = [
         f"{made} deliberately wrong cuts of {len(judged)} of the {total} networks were made "

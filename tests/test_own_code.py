@@ -230,6 +230,18 @@ class Dropped(Base):
         return self.o(F.dropout(hidden, 0.5))
 
 
+class Infinite(Base):
+    def train_with(self, hidden: Tensor) -> Any:
+        return self.o(hidden) / 0.0 * 0.0
+
+
+class Alike(Base):
+    """Differs after a cut by less than what is called wrong, and more than rounding."""
+
+    def train_with(self, hidden: Tensor) -> Any:
+        return self.o(hidden) * (1 + 1e-5 * hidden.shape[1])
+
+
 class NeedsTargets(Base):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
         out = super().forward(x)
@@ -244,6 +256,8 @@ class NeedsTargets(Base):
     [
         (Base, ""),
         (Dropped, "draws random numbers"),
+        (Infinite, "they are not finite"),
+        (Alike, "perhaps by rounding"),
         (NeedsTargets, "does not run in it on these inputs alone"),
     ],
 )

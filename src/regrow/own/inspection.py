@@ -67,9 +67,7 @@ class Inspection:
     half_parameters: float  # the share that is left if every group has half of its units
     half_macs: float
     caveats: Sequence[str] = field(default=())
-    unchanged: Sequence[str] = field(
-        default=()
-    )  # numbers that a cut leaves, by class and attribute
+    unchanged: Sequence[str] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""

@@ -234,7 +234,9 @@ def _refer_to_new_(small: nn.Module, before: Sequence[tuple[dict[str, Any], str,
             memo = _Met({**known}, watched=new)
             try:
                 renewed = deepcopy(value, memo)
-            except Exception:  # it was copied before; what it refers to cannot be found out
+            except (
+                Exception
+            ):  # it holds no tensor: ``_deeply`` refuses others that cannot be copied
                 continue
             if memo.met:
                 replaced.append(value)

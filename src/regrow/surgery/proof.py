@@ -6,6 +6,7 @@ Both are compared with the network's own parameters, and with redrawn ones (``al
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -175,11 +176,12 @@ def verify(
     wrong: list[str] = []
     trained = InTraining()
     if worst.ok:
-        trained = in_training(live, mask, trace, inputs[0], steady=worst.rounded is None)
+        in_train = partial(
+            in_training, live, trace=trace, x=inputs[0], steady=worst.rounded is None
+        )
+        trained = in_train(mask)
         if trained.fault:
-            wrong = _wrong(
-                lambda part: not in_training(live, part, trace, inputs[0]).fault, mask, cut
-            )
+            wrong = _wrong(lambda part: not in_train(part).fault, mask, cut)
     elif not worst.blind:
         net = nets[compared.index(worst)]
         wrong = _wrong(lambda part: compare(net, part, trace, inputs).ok, mask, cut)

@@ -4,6 +4,7 @@ Code may run in training alone: auxiliary heads, losses on features, averages of
 networks draw random numbers there (dropout), so only shapes can be compared, and some need targets.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,10 @@ from regrow.surgery.tape import call, output_tensors, worded
 NEGLIGIBLE = 1e-9  # relative difference that rounding in float64 may cause
 FAR = 1e-3  # relative difference that rounding does not cause
 NOT_RUN = "Training mode was not compared: the network does not run in it on these inputs alone"
-RANDOM = (
-    "In training mode only the shapes of outputs were compared: the network draws random numbers"
-)
+SHAPES = "In training mode only the shapes of outputs were compared: "
+RANDOM = f"{SHAPES}the network draws random numbers"
+NOT_FINITE = f"{SHAPES}they are not finite"
+UNSTEADY = f"{SHAPES}the network amplifies rounding, or its code needs float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +51,39 @@ def in_training(
     for dtype in (torch.float64, torch.float32):
         given = as_type(x, dtype)
         try:
-            expected, other = (_trained(quiet.to(dtype), given, seed=seed) for seed in (0, 1))
+            expected, other = (_trained(_in(quiet, dtype), given, seed=seed) for seed in (0, 1))
             break
         except Exception:  # it may need targets, several samples or another precision
             continue
     else:
         return InTraining(limit=NOT_RUN)
     try:
-        output = _trained(small.to(dtype), given, seed=0)
+        output = _trained(_in(small, dtype), given, seed=0)
     except Exception as error:
         return InTraining(fault=f"it does not run in training mode ({worded(error)})")
     shapes, wanted = ([tuple(t.shape) for t in output_tensors(y)] for y in (output, expected))
     if shapes != wanted:
         was, now = (", ".join(map(str, every)) for every in (wanted, shapes))
         return InTraining(fault=f"it returns shapes {now} in training mode, in place of {was}")
-    if not difference(other, expected) <= NEGLIGIBLE:
+    drawn, off = difference(other, expected), difference(output, expected)
+    if math.isnan(drawn):
+        return InTraining(limit=NOT_FINITE)
+    if drawn > NEGLIGIBLE:
         return InTraining(limit=RANDOM)
-    off = difference(output, expected)
-    if off >= FAR and steady and dtype == torch.float64:
+    if not steady or dtype != torch.float64:
+        return InTraining(limit=UNSTEADY)
+    if not off < FAR:
         return InTraining(fault=f"its output is off by {off:.1e} in training mode")
+    if off > NEGLIGIBLE:
+        return InTraining(
+            limit=f"In training mode outputs differ by {off:.1e}, perhaps by rounding"
+        )
     return InTraining()
+
+
+def _in(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a network in place; complex parameters stay complex."""
+    return net.double() if dtype == torch.float64 else net.float()
 
 
 def _trained(net: nn.Module, x: Any, *, seed: int) -> Any:
