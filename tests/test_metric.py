@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from commands import STUDY
+from regrow import run_study
 from regrow.errors import ConfigError
 from regrow.jobs.arms import BudgetKind, Start
 from regrow.report import Report, Run, page_of, write
@@ -221,3 +223,10 @@ def test_small_scores_keep_their_digits_in_files() -> None:
     text = to_csv(summarise(runs), row_columns(runs))
     means = [float(row["mean"]) for row in csv.DictReader(text.splitlines())]
     assert means == pytest.approx([1e-7, 9e-7, 2e-7, 3e-7], rel=0.01)
+
+
+def test_a_margin_that_suits_no_metric_is_refused_before_training(tmp_path: Path) -> None:
+    study = {**STUDY, "margin": 1000}
+    with pytest.raises(ConfigError, match="in points of accuracy"):
+        run_study(study, store=tmp_path / "store", progress=False)
+    assert not (tmp_path / "store").exists()

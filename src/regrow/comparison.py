@@ -205,7 +205,7 @@ def _gaps(results: Results) -> Iterator[str]:
         if not run.done:
             missing.setdefault(run.arm, []).append(str(run.seed))
     rows = [
-        f"{arm} (seed{'s' if len(seeds) > 1 else ''} {listed(seeds)})"
+        f"{arm} (seed{'s' if len(seeds) > 1 else ''} {listed([*dict.fromkeys(seeds)])})"
         for arm, seeds in missing.items()
     ]
     if rows:

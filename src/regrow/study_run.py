@@ -37,6 +37,7 @@ from regrow.run.display import display
 from regrow.run.precision import PrecisionChoice
 from regrow.run.refreshing import Refreshing
 from regrow.store import Store
+from regrow.studies.lint import check_margin_of
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided, replaced
 
@@ -163,6 +164,7 @@ def run_study(
         load_file(file)
     choice = PrecisionChoice(_existing(store), device=execution.first)
     read = _read(study, choice, data or {})
+    check_margin_of(read)
     jobs = read.jobs()
     trackers = list(open_trackers(list(track), read))
     check_machines(execution)

@@ -8,6 +8,7 @@ Each rule is a function of one experiment. Remarks are not errors: a study may h
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -305,6 +306,20 @@ OWN_RULES: Sequence[Rule] = (_seeds, _amounts)  # for networks that the user's o
 RULES: Sequence[Rule] = (*OWN_RULES, _rivals, _arms, _budgets, _costs, _choice)
 
 
+def check_margin_of(study: Study) -> None:
+    """Raise ``ConfigError`` if a study's margin does not suit its metrics; reads the data for it.
+
+    Data that cannot be read are passed over.
+    """
+    from regrow.studies.expand import material
+
+    metrics = {own.judged.metric: None for own in study.own}
+    for experiment in study.experiments if study.margin is not None else ():
+        with suppress(RegrowError):
+            metrics[material(experiment.data).metric] = None
+    check_margin(study.margin, [*metrics])
+
+
 def of_margin(study: Study) -> Iterator[Remark]:
     """Yield remarks on margins below the resolution of the test set; reads the data.
 
@@ -313,7 +328,7 @@ def of_margin(study: Study) -> Iterator[Remark]:
     """
     from regrow.studies.expand import material
 
-    metrics: dict[Metric, None] = {}
+    check_margin_of(study)
     for experiment in study.experiments:
         where = f"{experiment.data_label} / {experiment.model_label}"
         try:
@@ -328,9 +343,7 @@ def of_margin(study: Study) -> Iterator[Remark]:
                 remedy="give the data with --data NAME=OTHER",
             )
             continue
-        metrics[data.metric] = None
         yield from _resolution(data.metric, data.num_test, study.margin, where)
-    check_margin(study.margin, [*metrics])
     for own in study.own:
         if own.judged.num_test is not None:
             where = f"{own.data_label} / {own.model_label}"
