@@ -61,7 +61,7 @@ COMPARE = (*ASKED, "--num-test", "64", "--chance", "0.1")
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("regrow.own.card.BATCHES", ())
+    monkeypatch.setattr("regrow.own.card.SECONDS", 0.0)
     (tmp_path / "nets.py").write_text(NETS)
     (tmp_path / "mine.py").write_text(TRAIN)
     save("mine.pt", seed=7)

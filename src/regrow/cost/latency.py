@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_map
 from regrow.core.machine import processor
 from regrow.core.seeds import seeded
 from regrow.surgery.alive import drawn_like
+from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import call, evaluating
 
 BATCH = 32
@@ -48,7 +48,7 @@ def turns(
     at most ``MOST``.
     """
     x = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
-    moved = [deepcopy(network).to(device) for network in networks]
+    moved = [duplicate(network).to(device) for network in networks]
     rounds: list[list[float]] = [[] for _ in moved]
     until = now(device) + seconds
     for number in range(warm_up + MOST):

@@ -1,6 +1,7 @@
 """Export of networks to other formats; each file is read back and compared with the network."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -20,6 +21,7 @@ from regrow.models.libraries import package
 from regrow.own.export_inputs import BATCH_NAME, Exportable, named, ways
 from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
+from regrow.surgery.outputs import largest, relative_gap
 from regrow.surgery.taken import batch_hint, check_names, check_network
 
 CLOSE = 1e-4  # largest error of an export, relative to the largest output
@@ -187,19 +189,15 @@ def _told(way: Exportable, gap: float) -> str:
 def largest_gap(exported: Any, expected: Any) -> float:
     """Return the largest difference of two outputs, relative to the largest number in the second.
 
-    Infinite if one is not finite, or if their shapes differ.
+    As ``relative_gap``, but infinite if it is NaN, or if the shapes differ.
     """
-    pairs = [[x for x in tree_leaves(o) if isinstance(x, Tensor)] for o in (exported, expected)]
-    if [x.shape for x in pairs[0]] != [x.shape for x in pairs[1]]:
-        return float("inf")
-    gap = 0.0
-    for a, b in zip(*pairs, strict=True):
-        if b.numel():
-            a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))
-            a, b = a.detach().double(), b.detach().double()
-            off = float((a - b).abs().max() / b.abs().max().clamp(1e-30))
-            gap = max(gap, off) if off == off else float("inf")
-    return gap
+    found, wanted = (
+        [x for x in tree_leaves(o) if isinstance(x, Tensor)] for o in (exported, expected)
+    )
+    if [x.shape for x in found] != [x.shape for x in wanted]:
+        return math.inf
+    gap = largest([relative_gap(a, b) for a, b in zip(found, wanted, strict=True)])
+    return math.inf if math.isnan(gap) else gap
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -6,7 +6,6 @@ import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from regrow.errors import ConfigError, Interrupted, RegrowError, TiedScores, sho
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, Method
 from regrow.pruning.select import select
 from regrow.surgery import Trace
+from regrow.surgery.cut import duplicate
 
 NUM_IMAGES = 16  # enough to find errors
 
@@ -38,7 +38,7 @@ def try_out(
     only in untrained networks.
     """
     with torch.random.fork_rng(devices=[]):
-        network, generator = deepcopy(model), seeded(0, "trial")
+        network, generator = duplicate(model), seeded(0, "trial")
         with torch.no_grad():
             for parameter in network.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from regrow.surgery.tape import leaves
 
+FILL = 1e4  # how many times larger than all other numbers a number is that only marks a place
 _NUMBERS = (Tensor, bool, int, float)
 
 
@@ -22,7 +23,7 @@ def difference(output: Any, expected: Any) -> float:
     if unlike(output, expected) is not None:
         return math.inf
     pairs = zip(leaves(output), leaves(expected), strict=True)
-    return largest([_gap(a, b) for (_, a), (_, b) in pairs])
+    return largest([relative_gap(a, b) for (_, a), (_, b) in pairs])
 
 
 def unlike(output: Any, expected: Any) -> str | None:
@@ -45,8 +46,13 @@ def unlike(output: Any, expected: Any) -> str | None:
     return None
 
 
-def _gap(actual: Any, wanted: Any) -> float:
-    """Return the relative difference of two numbers, or tensors of one shape."""
+def relative_gap(actual: Any, wanted: Any) -> float:
+    """Return the largest difference of two numbers, or tensors of one shape, over the largest.
+
+    Equal infinities are left out, and so is an equal number over ``FILL`` times larger than all
+    others: masks set scores to -1e9, beside which no difference would show. NaN if other numbers
+    are not finite, or none of ``wanted`` is.
+    """
     if not isinstance(wanted, _NUMBERS):
         return 0.0
     a, b = (torch.as_tensor(x).detach() for x in (actual, wanted))
@@ -62,7 +68,15 @@ def _gap(actual: Any, wanted: Any) -> float:
     gap = (a - b).abs().max()
     if not bool(torch.isfinite(gap)):
         return math.nan
-    return float(gap) and float(gap / b.abs().max().clamp(min=1e-300))
+    return float(gap) and float(gap / _scale(a, b).clamp(min=1e-300))
+
+
+def _scale(a: Tensor, b: Tensor) -> Tensor:
+    """Return the largest number of ``b``, but of those below a fill that both tensors have."""
+    sizes = b.abs()
+    largest = sizes.max()
+    rest = sizes.masked_fill((a == b) & (sizes == largest), 0.0).max()
+    return rest if largest > FILL * rest else largest
 
 
 def is_comparable(output: Tensor) -> bool:
