@@ -210,3 +210,23 @@ def test_a_file_that_is_none_is_said(kind: str, tmp_path: Path) -> None:
     (tmp_path / f"x.{kind}").write_text("nothing")
     with pytest.raises(DataError, match="cannot be read"):
         load(DataSpec(f"{kind}:{tmp_path}"))
+
+
+def test_an_index_of_pandas_is_no_input(tmp_path: Path) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"a": np.arange(20.0), "b": np.arange(20.0), "label": ["u", "v"] * 10})
+    frame.sample(frac=1, random_state=0).to_parquet(tmp_path / "rows.parquet")
+    found = load(DataSpec(f"parquet:{tmp_path / 'rows.parquet'}"))
+    assert [*found.train.batch(torch.tensor([0]))] == ["a", "b"]
+    assert ["'__index_level_0__' is left out" in notice for notice in found.notices] == [True]
+
+
+def test_a_missing_class_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = {"a": [*range(6)], "label": ["u", "v", None, "v", "", "u"]}
+    pq.write_table(pa.table(values), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"target of row 2 is missing \(2 in all\)"):
+        load(DataSpec(f"parquet:{tmp_path / 'rows.parquet'}"))

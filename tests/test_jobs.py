@@ -636,3 +636,13 @@ def test_a_penalty_is_part_of_the_parents_training_alone(
     plain = Store.open(tmp_path / "plain")
     assert run([TRAIN], plain, workers=0).complete
     assert not equal(store.tensors(SLIMMING.key), plain.tensors(TRAIN.key))
+
+
+def test_a_network_whose_numbers_are_not_finite_has_no_score(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    job = replace(TRAIN, recipe=Recipe(epochs=1, batch=128, lr=1e30))  # its one loss is finite
+    assert not run([job], store, workers=0).complete
+    failure = store.failure(job.key)
+    assert failure is not None
+    message = failure["message"]
+    assert "on 64 images that it was not trained on, its loss is nan and its accuracy" in message

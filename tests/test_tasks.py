@@ -107,6 +107,25 @@ def test_numbers_are_classes_where_the_task_says_so(tmp_path: Path) -> None:
     assert load(spec).classes == ("0", "10")
 
 
+def test_an_index_is_no_input_and_a_column_that_counts_is_said(tmp_path: Path) -> None:
+    rows = "".join(f"{i},{i + 1},{i + 1},{i % 3},{i // 10}\n" for i in range(20))
+    (tmp_path / "t.csv").write_text(f",Unnamed: 0,Id,a,y\n{rows}")
+    found = load(DataSpec(f"csv:{tmp_path / 't.csv'}"))
+    assert found.shape == (2,)
+    messages = " ".join(found.notices)
+    assert "the column '' is left out: it has no name" in messages
+    assert "the column 'Unnamed: 0' is left out" in messages
+    assert "the column 'Id' numbers the rows" in messages
+    assert "'a'" not in messages
+
+
+def test_a_target_to_ignore_is_for_tokens_only(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((20, 3))
+    y = np.where(np.arange(20) % 7 == 0, -100, np.arange(20) % 2)
+    with pytest.raises(DataError, match="each target must be a whole number from 0 to 1"):
+        load(DataSpec(arrays(tmp_path, inputs=x, targets=y)))
+
+
 def test_arrays_are_read_as_what_their_types_say(tmp_path: Path) -> None:
     floats = np.random.default_rng(0).random((20, 3))
     ints = np.arange(80).reshape(20, 4) % 7
@@ -158,7 +177,11 @@ def test_results_are_keyed_by_content_wherever_it_lies(tmp_path: Path) -> None:
         ("a,a\n1,2\n3,4\n", {}, "two different names"),
         ("a,y\n1,2\n3\n", {}, "row 3: expected 2 values"),
         ("a,y\n1,2\nx,4\n", {}, "row 3: 'a' must be a number. Got 'x'"),
-        ("a,y\n1,2\n3,\n5,6\n", {"task": "regression"}, "row 3: 'y' must be a number. Got ''"),
+        ("a,y\n1,2\n3,\n5,6\n", {"task": "regression"}, "row 3: the target 'y' is missing"),
+        ("a,y\n1,2\n3,\n5,6\n", {}, r"row 3: the target 'y' is missing \(1 in all\)"),
+        ("a,y\n1,b\n3,\n5,c\n6,\n", {}, r"row 3: the target 'y' is missing \(2 in all\)"),
+        ("a,y\n1,2\n3,?\n5,6\n", {}, r"row 3: the target 'y' is '\?', and a number in 2 of 3"),
+        (",y\n0,2\n1,3\n", {}, "has no column beside 'y'"),
         ("a,y\n1,nan\n2,3\n4,5\n", {}, "the target of row 0 is not finite"),
         ("a,y\n1,2\n3,4\n", {"target": "z"}, "Unknown target 'z'"),
         ("a,y\n1,2\n3,4\n", {"size": 8}, "not images, so it takes no 'size'"),
@@ -243,6 +266,14 @@ def test_tokens_that_are_not_asked_for_do_not_count() -> None:
     assert found.score == pytest.approx(2 / 3)
     assert task_of(data).baseline(data) == pytest.approx(2 / 3)
     assert found.error is not None
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
+    targets = torch.tensor([[0, 1], [1, 0]])
+    logits = torch.zeros(2, 2, 2)
+    logits[..., 0] = 1e4
+    data = dataset("next-token", logits, targets, classes=2)
+    assert evaluate(Fixed(logits), data.test, data).score == math.inf
 
 
 def test_a_target_without_variance_has_no_r2() -> None:

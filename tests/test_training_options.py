@@ -280,6 +280,32 @@ def test_lookahead_leaves_the_average_and_masks_hold_in_it() -> None:
     assert not torch.equal(running, torch.zeros_like(running))
 
 
+class Masked(nn.Module):
+    """A network that adds a constant mask of minus infinity, as attention does."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits * (1.0 + self.mask.softmax(0)[1])
+
+
+@pytest.mark.parametrize("averaged", [{"ema": 0.9}, {"lookahead": 4}])
+def test_infinities_stay_as_they_are_beside_averages(averaged: dict[str, Any]) -> None:
+    recipe, data = recipe_with(averaged), bright()
+    one, plain = Masked(), network()
+    fit(Training(one, data, recipe, seed=7))
+    fit(Training(plain, data, recipe, seed=7))
+    assert one.mask.tolist() == [0.0, -math.inf]
+    for name, value in plain.state_dict().items():
+        assert torch.equal(one.net.state_dict()[name], value), name
+
+
 def test_lookahead_takes_up_the_schedule_where_a_training_enters_it() -> None:
     late = training(recipe_with({"lookahead": 4}), first_epoch=1)
     pulls = [numbers.pull for epoch in (1, 2) for numbers in late._numbers(epoch, seeded(0, "x"))]

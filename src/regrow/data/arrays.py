@@ -131,8 +131,9 @@ def _check(part: Rows, raw: Arrays, *, of: str) -> None:
             f"{of}: inputs must be float32 numbers, or int64 tokens with a 'vocabulary'. Got "
             f"{inputs[''].dtype} and a vocabulary of {raw.vocabulary}."
         )
-    labelled = part.targets[part.targets != IGNORED]
-    targets = part.targets if part.targets.is_floating_point() else labelled
+    targets = part.targets
+    if targets.dim() > 1 and not targets.is_floating_point():  # tokens, some without a class
+        targets = targets[targets != IGNORED]
     _check_values(targets, len(raw.classes), of=of, side="target")
     if not part.targets.is_floating_point() and len(raw.classes) < 2:
         raise DataError(f"{of}: expected at least 2 classes, got {len(raw.classes)}.")

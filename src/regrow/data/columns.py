@@ -8,6 +8,7 @@ next token.
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def labelled(
 
     They are numbers if all are floats or the task is regression.
     """
+    for split, y in targets.items():
+        _check_present(y, of=f"the {split} split of {spec.name!r}")
     numbers = spec.task == REGRESSION or all(y.dtype.kind == "f" for y in targets.values())
     names = () if numbers else class_names([*targets.values()])
     task = REGRESSION if numbers else TOKENS if targets["train"].ndim > 1 else CLASSIFICATION
@@ -96,6 +99,19 @@ def labelled(
         classes=names,
         vocabulary=vocabulary,
     )
+
+
+def _check_present(targets: NDArray[Any], *, of: str) -> None:
+    """Raise a ``DataError`` if a target is missing; numbers are checked with the inputs."""
+    if targets.dtype.kind not in "OU":
+        return
+    missing = np.array([value is None or value == "" for value in np.ravel(targets)], dtype=bool)
+    if missing.any():
+        row = int(missing.argmax()) * len(targets) // targets.size
+        raise DataError(
+            f"{of}: the target of row {row} is missing ({int(missing.sum())} in all). Fill it in, "
+            "or remove such rows."
+        )
 
 
 def _target(columns: Columns, spec: DataSpec) -> str | None:
@@ -271,16 +287,29 @@ def parquet_columns(spec: DataSpec) -> Arrays:
     """Read the columns of one Parquet file, or of a folder with files for each split."""
     import pyarrow as pa
 
-    splits = {}
+    splits, indices = {}, set()
     for split, files in _by_split(spec, ".parquet").items():
         try:
             table = pa.concat_tables([_table(file) for file in files])
+            indices |= (index := _indices(table, spec))
+            table = table.drop_columns(sorted(index))
             splits[split] = {name: _stacked(table.column(name)) for name in table.column_names}
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise DataError(
                 f"Data set {spec.name!r} cannot be read: {short(error) or 'memory ran out'}"
             ) from error
-    return arrays_of(splits, spec)
+    notices = (
+        f"Data set {spec.name!r}: the column {name!r} is left out: it is an index of pandas."
+        for name in sorted(indices)
+    )
+    return replace(arrays_of(splits, spec), notices=(*notices,))
+
+
+def _indices(table: Any, spec: DataSpec) -> set[str]:
+    """Return the columns of the index of a data frame, except for the target."""
+    described = (table.schema.pandas_metadata or {}).get("index_columns", ())
+    named = {name for name in described if isinstance(name, str)}  # others are ranges
+    return (named & {*table.column_names}) - {spec.target}
 
 
 def _table(file: Path) -> Any:

@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ TARGETS = {
     "S": "texts",
 }
 SPLITS = ("train", "test", "validation", "val")
+UNNAMED = re.compile(r"\s*(Unnamed: \d+)?\s*")  # an index as pandas writes it, or reads it again
 LARGER = 10  # memory over file size, for a table of short cells
 
 
@@ -83,21 +86,63 @@ def csv_table(spec: DataSpec) -> Arrays:
     if target not in head:
         raise ConfigError(f"Data set {spec.name!r}: {unknown('target', target, head)}")
     place = head.index(target)
-    columns = [i for i in range(len(head)) if i != place]
+    unnamed = [name for name in head if name != target and UNNAMED.fullmatch(name)]
+    names = [name for name in head if name not in (target, *unnamed)]
+    if not names:
+        raise DataError(f"Data set {spec.name!r}: it has no column beside {target!r}.")
+    columns = [(head.index(name), name) for name in names]
     inputs = [
-        [_number(row[i], spec, number, head[i]) for i in columns] for number, row in _numbered(body)
+        [_number(row[i], spec, number, name) for i, name in columns]
+        for number, row in _numbered(body)
     ]
     wanted = [row[place].strip() for row in body]
-    task = spec.task or (REGRESSION if all(map(_is_number, wanted)) else CLASSIFICATION)
+    task = spec.task or _task_of(wanted, target, spec)
+    _check_present(wanted, target, spec)
     if task == REGRESSION:
         classes: tuple[str, ...] = ()
         numbers = [[_number(row[place], spec, number, target)] for number, row in _numbered(body)]
         targets = torch.tensor(numbers)
     else:
         targets, classes = _classes(wanted)
-    return Arrays(
-        task=task, train=Rows(inputs=torch.tensor(inputs), targets=targets), classes=classes
+    rows = Rows(inputs=torch.tensor(inputs), targets=targets)
+    notices = _notices(spec, unnamed, dict(zip(names, rows.inputs.T, strict=True)))
+    return Arrays(task=task, train=rows, classes=classes, notices=notices)
+
+
+def _notices(spec: DataSpec, unnamed: list[str], inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return messages about columns that are an index, and inputs that may be one."""
+    left_out = (f"the column {name!r} is left out: it has no name, as an index" for name in unnamed)
+    counting = (
+        f"the column {name!r} numbers the rows, and networks take it as an input. If it is an "
+        "index, remove it: where rows are sorted, it tells their targets"
+        for name, values in inputs.items()
+        if float(values[0]).is_integer() and bool((values.diff() == 1).all())
     )
+    return tuple(f"Data set {spec.name!r}: {notice}." for notice in (*left_out, *counting))
+
+
+def _task_of(targets: list[str], name: str, spec: DataSpec) -> str:
+    """Return the task for a column of targets; refuse one that may be numbers or classes."""
+    numbers = [_is_number(text) for text in targets]
+    present = [number for number, text in zip(numbers, targets, strict=True) if text]
+    if all(present):
+        return REGRESSION
+    if any(present):
+        row = numbers.index(False)
+        raise DataError(
+            f"Data set {spec.name!r}, row {row + 2}: the target {name!r} is {short(targets[row])}, "
+            f"and a number in {sum(present)} of {len(targets)} rows. Correct or remove such rows, "
+            "or give 'task: classification', which takes each value as a class."
+        )
+    return CLASSIFICATION
+
+
+def _check_present(targets: list[str], name: str, spec: DataSpec) -> None:
+    if "" in targets:
+        raise DataError(
+            f"Data set {spec.name!r}, row {targets.index('') + 2}: the target {name!r} is missing "
+            f"({targets.count('')} in all). Fill it in, or remove such rows."
+        )
 
 
 def _numbered(body: list[list[str]]) -> Any:

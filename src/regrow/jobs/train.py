@@ -1,5 +1,6 @@
 """The job that trains a network, and functions that all jobs use to train and measure networks."""
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from regrow.cost import TRAINING_FACTOR, Cost, Counted, count, measure
 from regrow.data import Dataset
 from regrow.data.normalisation import IMAGENET
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, TrainingError
 from regrow.jobs.base import Context, Job, Keyed, LossOf, Outcome, Records, state_of, without_none
 from regrow.jobs.pace import Pace
 from regrow.models import ModelSpec, build, example_input
@@ -316,8 +317,19 @@ def _check_normalisation(dataset: Dataset) -> None:
 
 
 def _scored(evaluation: Evaluation, dataset: Dataset) -> dict[str, float]:
-    """Return a score under its metric's key, with its standard error if known, and the loss."""
+    """Return a score under its metric's key, with its standard error if known, and the loss.
+
+    Numbers that are not finite raise a ``TrainingError``: the most probable class of an output of
+    nan is the first one, so that some of its answers would count as correct.
+    """
     metric = task_of(dataset).metric
+    if not (math.isfinite(evaluation.score) and math.isfinite(evaluation.loss)):
+        raise TrainingError(
+            f"The network cannot be scored: on {evaluation.num} {metric.example}s that it was not "
+            f"trained on, its loss is {evaluation.loss} and its {metric.name} {evaluation.score:g}."
+            " Its training diverged in the end (lower 'lr', or give a warm-up), or it computes "
+            "numbers that are not finite in evaluation mode."
+        )
     error = {} if evaluation.error is None else {metric.error_key: evaluation.error}
     return {metric.key: evaluation.score, **error, "loss": evaluation.loss}
 

@@ -13,6 +13,8 @@ from regrow.data.arrays import IGNORED
 from regrow.tasks.base import logits_of, of_arrays, register_task
 from regrow.tasks.metric import BITS_PER_BYTE, PERPLEXITY, TOKEN_ACCURACY
 
+MOST_BITS = 1024  # 2 to this power exceeds every float
+
 
 def count_tokens(outputs: Any, targets: Tensor) -> Tensor:
     """Sum 1, c, n, c^2, n^2, c n over sequences, with c correct of n labelled tokens in each."""
@@ -67,7 +69,7 @@ def _labelled(labels: Tensor) -> Tensor:
 def perplexity(sums: Sequence[float]) -> tuple[float, float | None]:
     """Return 2 to the power of the bits per token, and its standard error by the delta method."""
     bits, error = ratio(sums)
-    value = math.exp2(bits)
+    value = math.exp2(bits) if bits < MOST_BITS else math.inf
     return value, None if error is None else value * math.log(2) * error
 
 

@@ -407,9 +407,16 @@ def fit(training: Training, *, on_step: Callable[[Training], None] | None = None
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that are averaged over updates: floating-point parameters and buffers."""
+    """Return the tensors that are averaged over updates: floating-point parameters and buffers.
+
+    Those that hold infinities, such as a mask of attention, have no average and keep their values.
+    """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: value for name, value in tensors.items() if value.is_floating_point()}
+    return {
+        name: value
+        for name, value in tensors.items()
+        if value.is_floating_point() and bool(value.isfinite().all())
+    }
 
 
 def _batch_bounds(num: int, batch: int) -> list[tuple[int, int]]:
