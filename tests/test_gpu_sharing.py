@@ -4,6 +4,7 @@ A recording is stood in for by its body, called anew each time: the same driver,
 """
 
 import os
+import random
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -199,6 +201,40 @@ def test_a_state_restored_into_a_running_training_is_where_it_goes_on() -> None:
     other.restore(*saved)
     fit(other)
     assert_same_bits(one, other)
+
+
+class Skipping(nn.Module):
+    """A network that skips a layer at random, by a generator that is not PyTorch's."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.net, self.draw = network(), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net[0](x)
+        for layer in self.net[1:]:
+            if not (isinstance(layer, nn.ReLU) and self.training and self.draw() < 0.5):
+                x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_draws_of_python_and_numpy_are_those_of_the_seed(draw: Callable[[], float]) -> None:
+    def begun(**options: Any) -> Training:
+        return Training(Skipping(draw), bright(), QUICK, seed=7, **options)
+
+    one, two, recorded = begun(), begun(), begun(recorder=Bodies())
+    fit(one)
+    for _ in range(7):
+        two.step()
+    resumed = begun()
+    resumed.restore(*two.state())
+    fit(resumed)
+    assert_same_bits(one, resumed)
+    fit(recorded)
+    assert_same_bits(one, recorded)
+    assert recorded.notice is not None
+    assert "draws from the random generators of Python or numpy" in recorded.notice
 
 
 @pytest.mark.parametrize("fail_at", [1, 2])

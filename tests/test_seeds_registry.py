@@ -1,14 +1,17 @@
 """Seeds by purpose, and names: how they are compared, found, refused and followed to their file."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from regrow.core import registry
+from regrow.core.global_rng import drawing
 from regrow.core.registry import Registry, canonical, check_arguments, load_file, loaded_files
 from regrow.core.seeds import derive, seeded
 from regrow.errors import ConfigError
@@ -35,6 +38,32 @@ def test_derived_seeds_fit_any_generator() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds).bit_length() == 63
     torch.Generator().manual_seed(max(seeds))
+
+
+def test_drawing_seeds_all_global_generators_and_restores_them() -> None:
+    def numbers() -> list[float]:
+        return [float(torch.rand(())), random.random(), float(np.random.rand())]
+
+    with drawing(1):
+        here = numbers()
+        with drawing(2):
+            inner = numbers()
+        after = numbers()
+        np.random.seed(3)  # as code of a network may
+    with drawing(1):
+        assert numbers() + numbers() == here + after
+    with drawing(2):
+        assert numbers() == inner
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    before = numbers()
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    with drawing(1):
+        numbers()
+    assert numbers() == before
 
 
 def test_seeded_generators_are_their_own() -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from regrow.core.global_rng import drawing
+from regrow.core.global_rng import TURN, drawing, host_state
 from regrow.data import Images, MemoryImages
 from regrow.data.augment import augment
 from regrow.train.layout import unchanged
@@ -187,10 +187,17 @@ class Graphed:
     def _record(self, place: int, size: int) -> Callable[[], None]:
         self._place.fill_(place)
         self._next = place
-        with unchanged(self._tensors()):
-            return self._recorder.record(
+        with TURN, unchanged(self._tensors()):
+            before = host_state()
+            replay = self._recorder.record(
                 lambda: self._body(size), prepare=lambda: self._place.fill_(place)
             )
+            if host_state() != before:
+                raise CannotRecord(
+                    "The network draws from the random generators of Python or numpy, whose "
+                    "numbers would be the same in each replay."
+                )
+        return replay
 
     def _body(self, size: int) -> None:
         """Take the step at the place stored on the device, and advance that place."""

@@ -11,7 +11,6 @@ metrics it may return the training loss and the learning rate of each epoch (``t
 import inspect
 import io
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -403,23 +402,15 @@ def _own_randomness(seed: int) -> Iterator[None]:
 
     So arms that share a seed draw the same numbers, even if their function seeds nothing itself.
     """
-    import numpy as np
     import torch
 
     from regrow.core.global_rng import drawing
 
     start = derive(seed, "train")
-    states = random.getstate(), np.random.get_state()
     with drawing(start), torch.enable_grad():
-        random.seed(start)
-        np.random.seed(start % 2**32)
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(start)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        yield
 
 
 class _Tail(io.TextIOBase):
