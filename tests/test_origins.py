@@ -1,7 +1,8 @@
 """Networks by a text: each form builds one, and each failure is one clear message."""
 
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "nets.py").write_text(CODE)
     (tmp_path / "own_package").mkdir()
     (tmp_path / "own_package" / "inner.py").write_text(CODE)
+    (tmp_path / "own_package" / "beside.py").write_text("from .inner import build\n")
     (tmp_path / "broken.py").write_text("import torch\n\nimport not_installed_anywhere\n")
     (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "typo.py").write_text("def build(:\n")
@@ -63,6 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     [
         ("nets.py:build", {"width": 3}, nn.Sequential),
         ("nets:build", {}, nn.Sequential),
+        ("own_package.beside:build", {}, nn.Sequential),
         ("own_package.inner:Net", {"num": 2}, nn.Module),
         ("nets.py:ready", {}, nn.Linear),
         ("torchvision/resnet18", {"num_classes": 7}, nn.Module),
@@ -103,6 +106,11 @@ def test_a_model_of_timm_is_built_and_says_its_input() -> None:
         ("nets.py:ready", {"a": 1}, "to accept arguments"),
         ("broken.py:build", {}, r"broken\.py, line 3: ModuleNotFoundError.*not_installed_any"),
         ("broken:build", {}, r"broken\.py, line 3: ModuleNotFoundError.*not_installed_any"),
+        (
+            "own_package/beside.py:build",
+            {},
+            r"relative import.*name it as own_package\.beside:build",
+        ),
         ("leaves.py:build", {}, r"leaves\.py, line 1: SystemExit"),
         ("typo.py:build", {}, r"typo\.py, line 1: SyntaxError"),
         ("torchvision/resnet181", {}, r"Did you mean 'resnet18'.* There are \d+\.$"),
@@ -189,7 +197,21 @@ def test_a_model_of_transformers_comes_from_a_folder_and_is_built_without_it(
 # Weights -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "wrapped.ckpt", "parallel.pth"])
+def under(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+WRAPPED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "w.pt": lambda state: state,
+    "wrapped.ckpt": lambda state: {"state_dict": state, "epoch": 3, "best": {"of": 0.5}},
+    "parallel.pth": lambda state: under("module.", state),
+    "lightning_of_compiled.ckpt": lambda state: {"state_dict": under("model._orig_mod.", state)},
+    "averaged.pt": lambda state: {"n_averaged": torch.tensor(3), **under("module.", state)},
+    "named_unusually.pt": lambda state: {"params": state, "optimizer": {"state": {}}},
+}
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", *WRAPPED])
 def test_weights_of_a_file_are_filled_in(name: str, here: Path) -> None:
     state = {
         n: torch.rand(v.shape) for n, v in ModelOrigin("nets.py:build").build().state_dict().items()
@@ -197,12 +219,13 @@ def test_weights_of_a_file_are_filled_in(name: str, here: Path) -> None:
     if name.endswith(".safetensors"):
         save_file(state, name)
     else:
-        wrapped: Any = {"state_dict": state, "epoch": 3} if name == "wrapped.ckpt" else state
-        wrapped = {f"module.{n}": v for n, v in state.items()} if "parallel" in name else wrapped
-        torch.save(wrapped, name)
+        torch.save(WRAPPED[name](state), name)
     network, how = open_network(ModelOrigin("nets.py:build"), name)
     assert all(torch.equal(network.state_dict()[n], v) for n, v in state.items())
     assert how == f"of {name}"
+
+
+TINY = under("net.", nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -210,7 +233,15 @@ def test_weights_of_a_file_are_filled_in(name: str, here: Path) -> None:
     [
         (None, "there is no such file"),
         (b"no tensors", "cannot be read|more than tensors"),
-        (nn.Linear(2, 2), r"holds more than tensors.*torch\.save\(net\.state_dict"),
+        (b"", r"is damaged, incomplete, or not from torch\.save \(EOFError"),
+        (TINY | {"loss.weight": torch.ones(2)}, r"those named net\.\*: save .*prefix\('net\.'\)"),
+        ({"state_dict": TINY, "state_dict_ema": TINY}, r"several sets.*'state_dict_ema'\], 'wei"),
+        ({"model": TINY, "model_ema": under("module.", TINY)}, "several sets.*'model' and 'model_"),
+        ({"student": TINY, "teacher": TINY}, "several sets of weights: 'student' and 'teacher'"),
+        (
+            nn.Linear(2, 2),
+            r"holds more than tensors \(torch\.nn.*Linear\).*torch\.save\(net\.state_dict",
+        ),
         ({"a": 1}, r"expected a mapping of names to tensors.*Got \{'a': 1\}"),
         (nn.Linear(2, 2).state_dict(), r"lacks '0.weight'.* and 1 more; the network has no 'wei"),
         (
@@ -226,6 +257,18 @@ def test_weights_that_do_not_fit_are_told(content: Any, message: str, here: Path
         torch.save(content, here / "w.pt")
     with pytest.raises((ConfigError, DataError), match=message):
         open_network(ModelOrigin("nets.py:build"), "w.pt")
+
+
+def test_a_folder_of_weights_and_a_compiled_program_are_told(here: Path) -> None:
+    origin = ModelOrigin("nets.py:build")
+    torch.save(TINY, here / "own_package" / "w.pt")
+    with pytest.raises(DataError, match=r"is a folder. Name a file of weights in it: 'w\.pt'"):
+        open_network(origin, "own_package")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(nn.ReLU(), torch.zeros(1)).save("program.pt")
+    with pytest.raises(DataError, match=r"a TorchScript program\. Save its torch\.jit\.load"):
+        open_network(origin, "program.pt")
 
 
 # Arguments and inputs ----------------------------------------------------------------------------

@@ -347,11 +347,14 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         file = Path(place).expanduser()
         if not is_file(file):
             raise ConfigError(f"{text}: there is no file '{place}' in '{Path.cwd()}'.")
-        return (
-            _run(lambda: _from_file(file), text, str(file.resolve()), doing="cannot be imported"),
-            (str(file.resolve())),
-            attribute,
-        )
+        where = str(file.resolve())
+        try:
+            module = _run(lambda: _from_file(file), text, where, doing="cannot be imported")
+        except ConfigError as error:
+            if "relative import" not in str(error.__cause__):
+                raise
+            raise ConfigError(f"{error}. {_as_module(file.resolve(), attribute)}") from error
+        return module, where, attribute
     _look_in(Path.cwd())
     try:
         spec = importlib.util.find_spec(place)
@@ -372,6 +375,18 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         _run(lambda: importlib.import_module(place), text, where, doing="cannot be imported"),
         where,
         attribute,
+    )
+
+
+def _as_module(file: Path, attribute: str) -> str:
+    """Say how to name code in a file that belongs to a package, because it imports relatively."""
+    top = file.parent
+    while is_file(top.parent / "__init__.py"):
+        top = top.parent
+    name = ".".join(file.relative_to(top.parent).with_suffix("").parts)
+    return (
+        "A file with relative imports is a part of a package: start in the folder "
+        f"'{top.parent}', and name it as {name}:{attribute}."
     )
 
 
