@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import regrow
 from regrow.errors import ConfigError, TraceError
 from regrow.own.export_inputs import with_masks
+from regrow.own.exports import _exported
 from regrow.surgery.taken import check_names
 
 TOKENS = "input_ids:1x16:int64:20"
@@ -156,3 +157,40 @@ def test_every_command_refuses_a_misspelt_input(inputs: str) -> None:
             use(Texts(), inputs)
     with pytest.raises((TraceError, ConfigError), match="Did you mean"):
         regrow.export(Texts(), inputs, "texts.pt2")
+
+
+class Pair(nn.Linear):
+    """A linear layer that takes a mapping."""
+
+    def forward(self, pair: dict[str, Tensor]) -> Tensor:
+        return super().forward(pair["a"] + pair["b"])
+
+
+def test_a_mapping_is_exported_to_pt2_and_refused_for_onnx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrow.own.exports.check_packages", lambda exports: None)
+    net, inputs = Pair(4, 2).eval(), "[a:1x4,b:1x4]"
+    told = regrow.export(net, inputs, tmp_path / "net.pt2")
+    assert told.startswith("takes one example at a time; within")
+    with pytest.raises(ConfigError, match=r"is a list or a mapping of tensors.*takes the tensors"):
+        regrow.export(net, inputs, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("kind", "allowed"), [(torch.float16, "0.0098"), (torch.float32, "0.0001")]
+)
+def test_an_export_may_be_as_far_off_as_the_networks_type_rounds(
+    kind: torch.dtype, allowed: str
+) -> None:
+    net = nn.Linear(4, 2).to(kind).eval()
+
+    def told(off: float) -> str:
+        def write(program: Any, way: Any) -> Any:
+            return lambda inputs: net(inputs).double() * (1 + off)
+
+        return _exported(net, torch.rand(1, 4, dtype=kind), write, "--onnx")
+
+    assert told(0.5 * float(allowed)).endswith(f"({allowed} allowed)")
+    with pytest.raises(TraceError, match=f"output, and {allowed} is allowed"):
+        told(2 * float(allowed))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import regrow
 from cutting import half
 from regrow.errors import ConfigError, TraceError
 from regrow.surgery import Trace, shrink, silence, trace, verify
@@ -139,3 +140,27 @@ def test_inference_mode_neither_hides_operations_nor_stops_a_cut(
     assert not any(p.is_inference() for p in (*small.parameters(), *small.buffers()))
     small(torch.randn(1, 3, 4, 4)).sum().backward()
     assert small[3].weight.grad is not None
+
+
+@pytest.mark.slow  # importing the compiler takes seconds
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_network_is_cut_without_being_compiled(in_place: bool) -> None:
+    net: Any = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    example, compiled = torch.randn(1, 3, 4, 4), list[Any]()
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    if in_place:
+        net.compile(backend=compiler)
+    else:
+        net = torch.compile(net, backend=compiler)
+    found = proven(net, example)
+    small = shrink(net, half(found), found)
+    assert len(found.groups) == 1
+    if in_place:  # both are measured as copies
+        assert regrow.compress(net, example, sparsity=0.5, batches=(1,)).card.speeds[0].ratio
+    assert not compiled
+    small(example)
+    assert bool(compiled) is not in_place  # a copy of a network compiled in place is not compiled

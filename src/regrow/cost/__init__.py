@@ -24,7 +24,7 @@ Weights held at zero are not counted. ``caveats`` lists what cannot be counted.
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from types import FrameType
@@ -39,7 +39,7 @@ from regrow.models.layers import FunctionalReLU
 from regrow.surgery import Select
 from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.mask import Mask, kept_weights
-from regrow.surgery.tape import call, evaluating
+from regrow.surgery.tape import call, evaluating, uncompiled
 
 # Backward costs about twice forward: once for the inputs' gradients, once for the weights'.
 TRAINING_FACTOR = 3
@@ -112,7 +112,7 @@ def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_watched(counter))
-        stack.enter_context(_uncompiled())
+        stack.enter_context(uncompiled())
         stack.enter_context(_Operations(counter))
         call(model, example)
     layers = [name for name, module in modules.items() if isinstance(module, _WEIGHTED)]
@@ -253,14 +253,6 @@ class _Operations(OperationMode):
         result = operation(*args, **kwargs)
         self.count.operation(operation, args, result)
         return result
-
-
-def _uncompiled() -> AbstractContextManager[object]:
-    """Run compiled networks eagerly: operations inside compiled code are not seen."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
-        return nullcontext()
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 @contextmanager

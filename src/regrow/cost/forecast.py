@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from regrow.cost.operations import name_of, products, tensors_in
 from regrow.surgery.dispatch import OperationMode
-from regrow.surgery.tape import call, evaluating
+from regrow.surgery.tape import call, evaluating, uncompiled
 
 STARTS = 20  # runs of tiny operations, of which the fastest counts
 RUNS = 5  # runs of the network, of which the fastest counts
@@ -92,7 +92,7 @@ def _totals(works: Sequence[Work]) -> Mapping[str, float]:
 
 def _watched(network: nn.Module, inputs: Any) -> list[Work]:
     watch = _Watch()
-    with evaluating(network), torch.no_grad(), watch:
+    with evaluating(network), torch.no_grad(), uncompiled(), watch:
         call(network, inputs)
     return watch.works
 

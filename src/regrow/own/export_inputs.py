@@ -65,7 +65,8 @@ class Exportable:
         names = [name for name, _ in named(self.example)]
         inputs = f"{', '.join(names[:-1])} and {names[-1]} in " if len(names) > 1 else ""
         if not self.batch:
-            return f"{inputs}one example at a time, as its code requires"
+            why = "" if nested(self.example) else ", as its code requires"
+            return f"{inputs}one example at a time{why}"
         return f"{inputs}batches of any size" + (
             " and of any length that the network takes" if self.length else ""
         )
@@ -130,6 +131,11 @@ def named(inputs: Any) -> list[tuple[str, Any]]:
     if len(values) == 1:
         return [("input", values[0])]
     return [(f"input_{number}", value) for number, value in enumerate(values)]
+
+
+def nested(inputs: Any) -> bool:
+    """Return whether an input is a list or a mapping of tensors."""
+    return any(isinstance(value, list | tuple | Mapping) for _, value in named(inputs))
 
 
 def _padding(mask: Tensor) -> Tensor:

@@ -18,13 +18,14 @@ from regrow.core.validation import path_of
 from regrow.errors import ConfigError, TraceError, short, unknown
 from regrow.models.inputs import inputs_of
 from regrow.models.libraries import package
-from regrow.own.export_inputs import BATCH_NAME, Exportable, named, ways
+from regrow.own.export_inputs import BATCH_NAME, Exportable, named, nested, ways
 from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
 from regrow.surgery.outputs import largest, relative_gap
 from regrow.surgery.taken import batch_hint, check_names, check_network
 
-CLOSE = 1e-4  # largest error of an export, relative to the largest output
+CLOSE = 1e-4  # largest error of an export, relative to the largest output, in float32 or finer
+ROUNDINGS = 10  # its number of rounding errors, in a coarser type
 MOST_INSIDE = 2**30  # bytes of weights; more go into a file beside the .onnx, which holds 2 GiB
 Run = Callable[[Any], Any]  # runs an export: inputs -> outputs
 
@@ -32,6 +33,12 @@ Run = Callable[[Any], Any]  # runs an export: inputs -> outputs
 def export_onnx(network: nn.Module, example: Any, path: Path) -> str:
     """Write a network as ONNX, and return in words its inputs and the error of its outputs."""
     check_packages(["onnx"])
+    if nested(example):
+        raise ConfigError(
+            "--onnx: an input of this network is a list or a mapping of tensors, and ONNX takes "
+            "tensors alone. Leave out that export, or give regrow.export a module that takes the "
+            "tensors one by one and calls the network."
+        )
     outputs = _output_names(network, example)
     return _exported(
         network, example, lambda program, way: _onnx(program, way, path, outputs), "--onnx"
@@ -141,7 +148,7 @@ def _exported(
     network: nn.Module, example: Any, write: Callable[[Any, Exportable], Run], what: str
 ) -> str:
     """Export a network in the first of the ``ways`` that works, and return it in words."""
-    network = network.eval()
+    network, allowed = network.eval(), _allowed(network)
     failure: Exception | None = None
     for way in ways(network, example):
         try:
@@ -151,14 +158,20 @@ def _exported(
         except ConfigError as error:  # its code depends on the number of examples, or of tokens
             failure = failure or error
             continue
-        if gap <= CLOSE:
-            return _told(way, gap)
+        if gap <= allowed:
+            return _told(way, gap, allowed)
         failure = TraceError(
             f"{what}: the exported network is off by {gap:.1e} of its largest output, and "
-            f"{CLOSE:g} is allowed, so it is not written."
+            f"{allowed:.2g} is allowed, so it is not written."
         )
     assert failure is not None
     raise failure
+
+
+def _allowed(network: nn.Module) -> float:
+    """Return the largest error that an export may have, by the network's coarsest type."""
+    types = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    return max([CLOSE, *(ROUNDINGS * torch.finfo(kind).eps for kind in types)])
 
 
 def _program(network: nn.Module, way: Exportable) -> Any:
@@ -174,10 +187,10 @@ def _program(network: nn.Module, way: Exportable) -> Any:
     return torch.export.export(network, args, kwargs, dynamic_shapes=shapes if any(free) else None)
 
 
-def _told(way: Exportable, gap: float) -> str:
+def _told(way: Exportable, gap: float, allowed: float) -> str:
     """Return in words the inputs that an export takes, and its error."""
     padded = ", on padded texts too" if way.padded else ""
-    text = f"takes {way}; within {gap:.1e} of the network's outputs{padded} ({CLOSE:g} allowed)"
+    text = f"takes {way}; within {gap:.1e} of the network's outputs{padded} ({allowed:.2g} allowed)"
     if not way.dropped:
         return text
     return (

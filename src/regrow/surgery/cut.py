@@ -20,9 +20,9 @@ from regrow.surgery.taken import check_cut
 from regrow.surgery.tape import (
     Narrows,
     call,
+    eagerly,
     evaluating,
     is_dense,
-    not_in_inference,
     output_tensors,
     worded,
 )
@@ -32,7 +32,7 @@ class Select(SelectChannels):
     """A selection of channels that surgery inserts before a norm."""
 
 
-@not_in_inference()
+@eagerly()
 def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """Return a smaller network without the units that a mask removes; the original is unchanged.
 

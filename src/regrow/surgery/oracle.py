@@ -17,10 +17,10 @@ from regrow.surgery.cut import check, duplicate, is_cut, kept_positions, not_cut
 from regrow.surgery.groups import OVER, WIDTH, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import not_in_inference
+from regrow.surgery.tape import eagerly
 
 
-@not_in_inference()
+@eagerly()
 def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """Return a copy of a network whose cut units are exactly zero: the reference for ``shrink``.
 

@@ -25,7 +25,7 @@ from regrow.surgery.mask import Mask, cut_groups, keeping
 from regrow.surgery.oracle import silence
 from regrow.surgery.outputs import as_type, difference, is_comparable, largest, unlike
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import is_dense, not_in_inference, output_tensors, worded
+from regrow.surgery.tape import eagerly, is_dense, output_tensors, worded
 from regrow.surgery.training import InTraining, in_training
 from regrow.surgery.whole import IDLE
 
@@ -148,7 +148,7 @@ class Proof:
         )
 
 
-@not_in_inference()
+@eagerly()
 def verify(
     model: nn.Module, mask: Mask, trace: Trace, *, sensitivity: Mapping[str, float] | None = None
 ) -> Proof:

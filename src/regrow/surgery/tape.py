@@ -1,8 +1,9 @@
 """Record a network's run on one example: every ATen operation, its tensors and its module."""
 
+import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
@@ -446,13 +447,21 @@ def versions(model: nn.Module) -> list[int]:
 
 
 @contextmanager
-def not_in_inference() -> Iterator[None]:
-    """Leave PyTorch's inference mode, in which composite operations are not seen by their parts."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):
-            yield
-    else:
+def eagerly() -> Iterator[None]:
+    """Leave inference mode and run compiled code eagerly, so that each operation is seen."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # in which composite operations have no parts
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(uncompiled())
         yield
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Run compiled networks eagerly: operations inside compiled code are not seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -33,8 +33,8 @@ from regrow.surgery.tape import (
     Node,
     Tape,
     Unrecorded,
+    eagerly,
     is_dense,
-    not_in_inference,
     record,
     refuse_lazy,
     versions,
@@ -45,7 +45,7 @@ from regrow.surgery.whole import whole_layers
 Example = Tensor | str | Sequence[int] | Sequence[Any] | Mapping[str, Any]
 
 
-@not_in_inference()
+@eagerly()
 def trace(
     model: nn.Module,
     example: Example,
