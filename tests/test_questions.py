@@ -303,6 +303,11 @@ def test_the_same_in_every_seed_is_equivalent_however_many_cells() -> None:
     coarse = first_of([replace(run, num_test=10) for run in runs])  # one example is 10 points
     assert coarse.outcome == "undecided"
     assert "equivalence cannot be shown" in sentence(coarse)
+    unsized = first_of([replace(run, num_test=None) for run in runs])
+    assert unsized.outcome == "undecided"
+    assert "same score in every seed (n = 3 seeds), but the number of test images" in sentence(
+        unsized
+    )
 
 
 @pytest.mark.parametrize(("seeds", "outcome"), [(2, "undecided"), (5, "undecided"), (6, "better")])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from regrow.core.texts import listed
 from regrow.report.questions import BEST, BEST_RETRAINING, Question
 from regrow.report.setups import in_words
-from regrow.report.statistics import sign_test
+from regrow.report.statistics import ROUNDING, sign_test
 from regrow.report.validity import RULES, Reason, Rule, rule_text
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
 from regrow.report.words import num_seeds, p_value, signed
@@ -137,6 +137,11 @@ def finding(verdict: Verdict) -> str:
         return (
             f"undecided: {arm} minus {against} is {metric.amount(difference)} ({seeds}); "
             "one seed allows no test."
+        )
+    if verdict.constant and not verdict.sized and abs(comparison.difference) <= ROUNDING:
+        return (
+            f"undecided: {arm} and {against} have the same score in every seed ({seeds}), but the "
+            f"number of test {metric.example}s is not known (num_test): with few, that is likely."
         )
     if verdict.constant:
         return (

@@ -57,7 +57,8 @@ class Verdict:
     ``p`` and ``p_equivalence`` are corrected over the cells of one ``question``; ``needed``
     estimates the seeds that would decide an undecided cell, if more seeds can. ``reasons`` limit
     what can be concluded. ``setup`` is what both sides have in common (``regrow.report.setups``),
-    and ``rules`` are the recipe and budget of each.
+    and ``rules`` are the recipe and budget of each. ``sized`` is False if scores are shares of a
+    number of test examples that is not known: of few, equal scores are likely.
     """
 
     question: Question
@@ -78,6 +79,7 @@ class Verdict:
     needed: int | None = None
     setup: str = ""
     rules: tuple[str, str] = ("", "")
+    sized: bool = True
 
     @property
     def n(self) -> int:
@@ -101,12 +103,13 @@ class Verdict:
 
     @property
     def same(self) -> bool:
-        """True if both arms have the same score in every one of several seeds."""
-        return len(self.differences) > 1 and all(abs(d) <= ROUNDING for _, d in self.differences)
+        """True if both arms have the same score in every one of several seeds, not by accident."""
+        zero = all(abs(difference) <= ROUNDING for _, difference in self.differences)
+        return len(self.differences) > 1 and zero and self.sized
 
     @property
     def constant(self) -> bool:
-        """True if the arms differ, and by the same amount in every one of several seeds."""
+        """True if all of several seeds differ by one amount; by none, that may be an accident."""
         values = [difference for _, difference in self.differences]
         return len(values) > 1 and max(values) - min(values) <= ROUNDING and not self.same
 
@@ -319,6 +322,8 @@ def compare(
         reasons=reasons,
         setup=setup(question.first, question.second),
         rules=(rule_of(question.first), rule_of(question.second)),
+        sized=not question.question.metric.counted
+        or any(r.num_test is not None for r in (*question.first, *question.second)),
     )
     return _tested(verdict, differences) if differences else verdict
 
