@@ -159,18 +159,22 @@ def test_every_command_refuses_a_misspelt_input(inputs: str) -> None:
         regrow.export(Texts(), inputs, "texts.pt2")
 
 
-class Pair(nn.Linear):
+class Pair(nn.Module):
     """A linear layer that takes a mapping."""
 
-    def forward(self, pair: dict[str, Tensor]) -> Tensor:
-        return super().forward(pair["a"] + pair["b"])
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, pair: dict[str, Tensor]) -> Any:
+        return self.layer(pair["a"] + pair["b"])
 
 
 def test_a_mapping_is_exported_to_pt2_and_refused_for_onnx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("regrow.own.exports.check_packages", lambda exports: None)
-    net, inputs = Pair(4, 2).eval(), "[a:1x4,b:1x4]"
+    net, inputs = Pair().eval(), "[a:1x4,b:1x4]"
     told = regrow.export(net, inputs, tmp_path / "net.pt2")
     assert told.startswith("takes one example at a time; within")
     with pytest.raises(ConfigError, match=r"is a list or a mapping of tensors.*takes the tensors"):

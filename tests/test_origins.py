@@ -266,7 +266,8 @@ def test_a_folder_of_weights_and_a_compiled_program_are_told(here: Path) -> None
         open_network(origin, "own_package")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(nn.ReLU(), torch.zeros(1)).save("program.pt")
+        program: Any = torch.jit.trace(nn.ReLU(), torch.zeros(1))  # type: ignore[no-untyped-call]
+        program.save("program.pt")
     with pytest.raises(DataError, match=r"a TorchScript program\. Save its torch\.jit\.load"):
         open_network(origin, "program.pt")
 
