@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from regrow.errors import ConfigError, TraceError
 from regrow.methods.sparsegpt import compensated, inverse_factor
+from regrow.pruning.examples import examples_of
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import layers_of, select
@@ -354,6 +355,32 @@ def test_wanda_takes_convolutions_too_at_all_places_alike() -> None:
             first = out // (len(weight) // layer.groups) * per_group
             expected[out] *= norms[first : first + per_group, None, None]
         np.testing.assert_allclose(score("wanda", model, group), expected.ravel(), rtol=1e-4)
+
+
+def test_wanda_compares_all_weights_of_a_filter_with_each_other() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 4, 3)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
+    )
+    data = [(torch.randn(8, 3, 8, 8), torch.zeros(8, dtype=torch.long))]
+    found = trace(net, (1, 3, 8, 8))
+    mask = select(net, found, "wanda", scope=("conv", "linear"), sparsity=0.5, dataset=data)
+    # Each filter of a depthwise convolution has one input, so its weights rank by magnitude.
+    for weights, kept in zip(net[1].weight.detach().flatten(1), mask.kept["1.weight"], strict=True):
+        num = int(kept.sum())
+        assert num in (4, 5)
+        assert (
+            sorted(weights.abs().topk(num).indices.tolist())
+            == torch.where(kept.flatten())[0].tolist()
+        )
+    probe = Probe(net, examples_of(data, net, num=8))
+    group = weight_groups(net, ("conv",))["2.weight"]
+    scores = CRITERIA.get("wanda")(group, probe).reshape(8, 4, 3, 3).movedim(1, 0).flatten(1)
+    kept = mask.kept["2.weight"].movedim(1, 0).flatten(1)
+    for row, stays in zip(scores, kept, strict=True):
+        assert int(stays.sum()) == 36
+        assert row[stays].min() >= row[~stays].max()
 
 
 def optimal_brain_surgeon(weight: Array, kept: Array, h: Array) -> Array:

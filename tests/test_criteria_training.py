@@ -57,6 +57,35 @@ def test_group_lasso_leaves_a_filter_of_zeros_there() -> None:
     assert not conv.weight.grad[0].any()
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_slimming_pushes_the_scales_of_batch_norms_of_any_dimension(norm: type[nn.Module]) -> None:
+    model = nn.Sequential(norm(3), nn.LayerNorm(3))
+    with_gradients(model)
+    how = treatment("network-slimming").gradients
+    assert how is not None
+    how(model, FIRST)
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert {name for name, grad in grads.items() if grad is not None and grad.any()} == {"0.weight"}
+    torch.testing.assert_close(grads["0.weight"], torch.full((3,), 0.1))
+
+
+class Tokens(nn.Module):
+    """A network of tokens: an embedding, a token and positions of its own, and two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(9, 4), nn.Conv1d(4, 4, 3, padding=1)
+        self.token, self.places = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(5, 4))
+        self.last = nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize("name", ["rigl", "set", "agp"])
+def test_masks_of_a_training_are_of_the_weights_that_the_method_prunes(name: str) -> None:
+    updates = treatment(name).masks
+    assert updates is not None
+    assert [*updates.start(Tokens(), FIRST)] == ["mix.weight", "last.weight"]
+
+
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (25, 1 / 3), (75, 1.0), (90, 1.0)])
 def test_regularisation_grows_on_the_smallest_filters_alone(step: int, share: float) -> None:
     model, _ = small("vgg")

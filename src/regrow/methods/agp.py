@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from regrow.methods.rigl import SCOPE, layers_of
 from regrow.pruning.method import register_method
 from regrow.train import MaskUpdates, Moment, Treatment
 
@@ -41,7 +42,7 @@ def gradual(_strength: float, sparsity: float) -> Treatment:
     """Return the treatment that masks each layer's smallest weights on the schedule."""
 
     def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
-        layers = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+        layers = layers_of(model)
         return {name: torch.ones_like(p, dtype=torch.bool) for name, p in layers.items()}
 
     def change(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
@@ -60,7 +61,7 @@ register_method(
     criterion="trained-mask",
     allocation="nonzero",
     unit="weight",
-    scope=("conv", "linear"),
+    scope=SCOPE,
     treatment=gradual,
     each_sparsity=True,
     reference="Zhu and Gupta, To Prune or Not to Prune, 2017, arXiv:1710.01878",

@@ -18,9 +18,10 @@ def push_scales_to_zero(model: nn.Module, strength: float) -> None:
     """Add strength * sign(scale) to the gradient of every BatchNorm scale, in place.
 
     The penalty is strength * sum |scale|; as part of the gradient it also enters the momentum.
-    Norms after linear layers are included (the VGG-11 for ImageNet has them).
+    Norms after linear layers (the VGG-11 for ImageNet has them) and those of volumes and
+    sequences are included.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     scales = [norm.weight for norm in norms if norm.weight is not None]
     gradients = [scale.grad for scale in scales if scale.grad is not None]
     with torch.no_grad():

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from regrow.pruning.method import register_method
+from regrow.pruning.method import Scope, register_method
 from regrow.train import MaskUpdates, Moment, Treatment
+from regrow.units.masked import weight_groups
 
 EVERY = 100  # steps between mask changes, as published; one epoch if that is less
 DROPPED = 0.3  # share of a layer's kept weights that moves at the start of training
 UNTIL = 0.75  # share of training, after which the masks stay fixed
+SCOPE: tuple[Scope, ...] = ("conv", "linear")
 
 
 def rigl(_strength: float, sparsity: float) -> Treatment:
@@ -25,7 +27,7 @@ def rigl(_strength: float, sparsity: float) -> Treatment:
 
     def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
         generator = moment.generator("rigl")
-        layers = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+        layers = layers_of(model)
         scores = {name: torch.rand(p.shape, generator=generator) for name, p in layers.items()}
         return {name: largest(s, round(s.numel() * (1 - sparsity))) for name, s in scores.items()}
 
@@ -54,6 +56,11 @@ def move(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
         mask.copy_(stays | grown)
 
 
+def layers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights that the method prunes, not those of embeddings, tokens and positions."""
+    return {name: model.get_parameter(name) for name in weight_groups(model, SCOPE)}
+
+
 def largest(scores: Tensor, num: int) -> Tensor:
     """Return the places of the ``num`` largest scores, as booleans."""
     chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
@@ -66,7 +73,7 @@ register_method(
     criterion="trained-mask",
     allocation="nonzero",
     unit="weight",
-    scope=("conv", "linear"),
+    scope=SCOPE,
     treatment=rigl,
     each_sparsity=True,
     reference="Evci et al., Rigging the Lottery, ICML 2020, arXiv:1911.11134",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from regrow.methods.rigl import largest
+from regrow.methods.rigl import SCOPE, largest, layers_of
 from regrow.pruning.allocations import divide, whole_share
 from regrow.pruning.method import register_method
 from regrow.train import MaskUpdates, Moment, Treatment
@@ -22,7 +22,7 @@ def evolving(_strength: float, sparsity: float) -> Treatment:
     """Return the treatment for training at a sparsity, with masks that change after each epoch."""
 
     def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
-        layers = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+        layers = layers_of(model)
         sizes = {name: p.numel() for name, p in layers.items()}
         total = sum(sizes.values()) - whole_share(sum(sizes.values()), sparsity)
         counts = divide({n: float(sum(p.shape)) for n, p in layers.items()}, sizes, total)
@@ -55,7 +55,7 @@ register_method(
     criterion="trained-mask",
     allocation="nonzero",
     unit="weight",
-    scope=("conv", "linear"),
+    scope=SCOPE,
     treatment=evolving,
     each_sparsity=True,
     reference="Mocanu et al., Sparse evolutionary training, 2018, arXiv:1707.04780",

@@ -23,14 +23,16 @@ def synaptic_flow(probe: Probe) -> dict[str, Tensor]:
     R is the sum of the outputs for an input of ones, of the network with absolute weights. Token
     ids cannot be ones, so those of one example are used.
     """
-    network = probe.network().double()
+    probe.check_gradients()
+    network = probe.network().double().requires_grad_(True)
     with torch.no_grad():
         for tensor in network.state_dict().values():
             tensor.abs_()
     inputs, _ = probe.batches()[0]
     one = tree_map_only(Tensor, _ones, rows_of(inputs, slice(1), size_of(inputs)))
     logits_of(call(network, one)).sum().backward()  # type: ignore[no-untyped-call]
-    flows = {n: (p * p.grad).detach() for n, p in network.named_parameters() if p.grad is not None}
+    named = network.named_parameters(remove_duplicate=False)
+    flows = {n: (p * (0 if p.grad is None else p.grad)).detach() for n, p in named}
     largest = max(float(flow.max()) for flow in flows.values())
     return {name: flow / largest for name, flow in flows.items()}
 

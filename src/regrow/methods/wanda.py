@@ -30,8 +30,8 @@ def allocate_per_output(layers: Layers, sparsity: float) -> dict[str, Tensor]:
     kept = {}
     for name in layers:
         scores, left = layers.whole(name), layers.left[name].reshape(layers.shape(name))
-        dim = layers.input_dim(name)
-        rows, is_left = (t.movedim(dim, -1).flatten(0, -2) for t in (scores, left))
+        dim = 1 - layers.input_dim(name)  # of the outputs
+        rows, is_left = (t.movedim(dim, 0).flatten(1) for t in (scores, left))
         stays = torch.zeros_like(is_left)
         order = torch.argsort(rows, dim=1, stable=True, descending=True)
         seen = given = 0
@@ -40,8 +40,8 @@ def allocate_per_output(layers: Layers, sparsity: float) -> dict[str, Tensor]:
             num = seen - whole_share(seen, sparsity) - given
             given += num
             stays[row, order[row, :num]] = True
-        shape = scores.movedim(dim, -1).shape
-        kept[name] = stays.reshape(shape).movedim(-1, dim).flatten()[layers.left[name]]
+        shape = scores.movedim(dim, 0).shape
+        kept[name] = stays.reshape(shape).movedim(0, dim).flatten()[layers.left[name]]
     return kept
 
 

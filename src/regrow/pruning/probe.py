@@ -15,9 +15,11 @@ from regrow.pruning.examples import Batch, Examples, moved
 from regrow.pruning.gradients import (
     EachGradient,
     Measures,
+    check_gradients,
     hessian_times_gradient,
     mean_gradients,
     mean_over_examples,
+    widened,
 )
 from regrow.pruning.reconstruct import Keep, contributions, observe
 from regrow.pruning.watch import watch
@@ -81,9 +83,12 @@ class Probe:
         self._reads: dict[Measure, dict[str, tuple[Any, int]]] = {}
 
     def weight(self, name: str) -> Tensor:
-        """Return the values of a parameter, or of a buffer (a frozen norm's scale)."""
+        """Return the values of a parameter, or of a buffer (a frozen norm's scale).
+
+        Half precision is returned as float32.
+        """
         known = self._parameters if name in self._parameters else dict(self._model.named_buffers())
-        return known[name].detach().to("cpu", copy=True)
+        return widened(known[name].detach().to("cpu", copy=True))
 
     def mask(self, name: str) -> Tensor:
         """Return which elements of a parameter the training did not mask, as booleans."""
@@ -135,15 +140,17 @@ class Probe:
         """
         objective = objective or self._objective or self._own_objective()
         if objective not in self._gradients:
+            self.check_gradients()
             self._gradients[objective] = mean_gradients(self._model, self._batches(), objective)
         return self._gradients[objective][name].clone()
 
     def gradients(self, measure: EachGradient, *, objective: Objective | None = None) -> Measures:
         """Average over the images what ``measure`` returns for the gradients of each one's loss.
 
-        ``measure`` is given the gradients of one image, by parameter, for all trainable parameters.
+        ``measure`` is given the gradients of one image, by parameter, frozen ones too.
         """
         objective = objective or self._objective or self._own_objective()
+        self.check_gradients()
         return mean_over_examples(self._model, self._batches(), objective, measure)
 
     def hessian_gradient(self, name: str, *, temperature: float = 1.0) -> Tensor:
@@ -152,11 +159,20 @@ class Probe:
         The network's outputs are divided by ``temperature``.
         """
         if temperature not in self._products:
+            self.check_gradients()
             objective = self._objective or self._own_objective()
             self._products[temperature] = hessian_times_gradient(
                 self._model, self._batches(), objective, temperature
             )
         return self._products[temperature][name].clone()
+
+    def check_gradients(self) -> None:
+        """Refuse a network that computes with weights of the groups without gradients.
+
+        For criteria that take gradients themselves.
+        """
+        names = {slot.tensor for group in self._groups.values() for slot in group.slots}
+        check_gradients(self._model, self._batches()[0][0], names)
 
     def activation(self, group: Group, *, reduce: Reduce = mean_over_map) -> Tensor:
         """Return the outputs of a group's units, averaged over the map: ``[images, units]``.
@@ -182,7 +198,7 @@ class Probe:
                     call(self._model, x)
         finally:
             handle.remove()
-        values = torch.cat(parts)  # [images, channels of the module]
+        values = torch.cat(parts).float()  # [images, channels of the module]
         if values.shape[1] != len(slot.units):
             raise ConfigError(
                 f"Only channels have activations, and {group.name!r} is a group of single weights. "
@@ -256,7 +272,7 @@ class Probe:
 
             def see(weight: str, rows: Tensor) -> None:
                 total, num = known.get(weight, (0.0, 0))
-                part = measure(rows).sum(0, dtype=torch.float64).cpu()
+                part = measure(widened(rows)).sum(0, dtype=torch.float64).cpu()
                 if num and total.shape != part.shape:  # also an embedding, whose ids do not count
                     total, num = 0.0, 0
                 known[weight] = (total + part, num + len(rows))

@@ -351,7 +351,8 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
             f"The criterion {method.criterion!r} gave scores for {group.name!r} that are not all "
             "finite. Check that its weights are finite, and the criterion's values on these data."
         )
-    return scores.detach().cpu()
+    # Counts, or true and false, may be scores; what follows divides them, and needs infinities.
+    return scores.detach().cpu().to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _decided(method: Method, layers: Layers, mask: Mask) -> Mask:
