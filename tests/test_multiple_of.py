@@ -4,13 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from regrow.cost import measure
 from regrow.errors import ConfigError
 from regrow.jobs.prune import Prune
+from regrow.pruning.select import select
 from regrow.report.collect import collect
 from regrow.run import run
 from regrow.store import Store
 from regrow.studies.study import Study
+from regrow.surgery import shrink, trace
 
 MODEL = {"name": "vgg-16", "width": 0.5, "label": "VGG"}
 
@@ -47,6 +52,41 @@ def test_what_stays_is_a_multiple(amount: dict[str, float], tmp_path: Path) -> N
 
 def widths_of(store: Store, job: Prune) -> list[int]:
     return [int(kept.sum()) for kept in store.tensors(job.key).values()]
+
+
+class Narrow(nn.Module):
+    """A network whose layers have no more than 6 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)
+        self.last = nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.second(self.first(x).relu()).relu().mean((2, 3)))
+        return out
+
+
+def test_a_layer_that_would_lose_all_keeps_a_multiple() -> None:
+    net = Narrow()
+    mask = select(net, trace(net, (1, 3, 8, 8)), "l1-filter", sparsity=0.9, multiple_of=4)
+    assert mask.widths() == {"first": 4, "second": 4}
+    assert mask.guarded == ("first", "second")
+
+
+def test_a_cost_that_only_a_narrower_layer_reaches_is_refused() -> None:
+    net = Narrow()
+    found = trace(net, (1, 3, 8, 8))
+    least = measure(
+        shrink(net, select(net, found, "l1-filter", sparsity=0.9, multiple_of=4), found),
+        found.example,
+    )
+    share = least.macs / measure(net, found.example).macs
+    with pytest.raises(ConfigError, match=f"Ask for a share from {share:.3f}"):
+        select(net, found, "l1-filter", macs=share - 0.05, multiple_of=4)
+    mask = select(net, found, "l1-filter", macs=share + 0.01, multiple_of=4)
+    assert mask.widths() == {"first": 4, "second": 4}
 
 
 def test_rows_name_the_multiple_and_keys_change_with_it_only() -> None:

@@ -93,18 +93,22 @@ class Layers(Mapping[str, Tensor]):
         Layers that must not be emptied keep at least one unit.
         """
         chosen = {n: left.masked_scatter(left, kept[n]) for n, left in self.left.items()}
+        empty = {name for name, stays in chosen.items() if not bool(stays.any())}
         chosen = {name: self._rounded(name, stays) for name, stays in chosen.items()}
         guarded: tuple[str, ...] = ()
         if self._unit.keep_alive is not None:
-            chosen, guarded = self._unit.keep_alive(chosen, self.scores, self.trace)
+            chosen, restored = self._unit.keep_alive(chosen, self.scores, self.trace)
+            guarded = tuple(name for name in chosen if name in empty or name in restored)
         shaped = {name: stays.reshape(self.shape(name)) for name, stays in chosen.items()}
         return Mask(unit=self.unit, kept=shaped, guarded=guarded)
 
     def _rounded(self, name: str, stays: Tensor) -> Tensor:
-        """Round a choice of channels to the nearest multiple, by the highest scores."""
-        num, most = int(stays.sum()), int(self.left[name].sum())
+        """Round a choice of channels to the nearest multiple above zero, by the highest scores."""
         step = self.multiple_of
-        if num == most or num % step == 0 or not _are_channels(self.groups[name]):
+        if step == 1 or not _are_channels(self.groups[name]):
+            return stays
+        num, most = int(stays.sum()), int(self.left[name].sum())
+        if num == most or (num and num % step == 0):
             return stays
         wanted = min(max(step, (2 * num + step) // (2 * step) * step), most)
         # Chosen units rank above all others that are left.
