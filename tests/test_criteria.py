@@ -367,7 +367,9 @@ def test_wanda_compares_all_weights_of_a_filter_with_each_other() -> None:
     found = trace(net, (1, 3, 8, 8))
     mask = select(net, found, "wanda", scope=("conv", "linear"), sparsity=0.5, dataset=data)
     # Each filter of a depthwise convolution has one input, so its weights rank by magnitude.
-    for weights, kept in zip(net[1].weight.detach().flatten(1), mask.kept["1.weight"], strict=True):
+    for weights, kept in zip(
+        net.get_parameter("1.weight").detach().flatten(1), mask.kept["1.weight"], strict=True
+    ):
         num = int(kept.sum())
         assert num in (4, 5)
         assert (

@@ -56,7 +56,7 @@ def test_frozen_layers_are_scored_as_others_and_stay_frozen(criterion: str) -> N
     net = Net()
     free = chosen(net, criterion)
     net.first.requires_grad_(False)
-    net.second.bias.requires_grad_(False)
+    net.get_parameter("second.bias").requires_grad_(False)
     asked = {name: p.requires_grad for name, p in net.named_parameters()}
     assert chosen(net, criterion) == free
     assert {name: p.requires_grad for name, p in net.named_parameters()} == asked
