@@ -117,6 +117,18 @@ def test_squares_of_inputs_in_half_precision_stay_finite() -> None:
     torch.testing.assert_close(half, scores("wanda", net.float(), loud=300.0), rtol=0.01, atol=0.1)
 
 
+def test_distances_of_a_later_round_are_to_the_units_that_are_left() -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 32, 3)
+    net = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+    vectors, left = first.weight.detach().flatten(1), torch.arange(32)
+    for num in (16, 8):
+        sums = torch.cdist(vectors[left], vectors[left]).sum(1)
+        left = left[sums.topk(num).indices]
+    mask = select(net, trace(net, (1, 3, 8, 8)), "fpgm", sparsity=0.75, rounds=2)
+    assert torch.where(mask.kept["0"])[0].tolist() == sorted(left.tolist())
+
+
 @criterion("mean-output")
 def mean_output(group: Group, probe: Probe) -> Tensor:
     return probe.activation(group).mean(0)

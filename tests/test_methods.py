@@ -82,10 +82,8 @@ def _scores(criterion: str, model: nn.Module, groups: dict[str, Group]) -> dict[
 def _select(name: str, label: str, sparsity: float, *, seed: int = 0) -> Mask:
     """Do what ``select`` does, of scores that are computed once."""
     method, layers = METHODS.get(name), _layers(name, label, sparsity, seed=seed)
-
-    def probe(network: nn.Module) -> Probe:
-        return Probe(network, digits(), seed=seed, num_images=IMAGES, groups=layers.groups)
-
+    options: dict[str, Any] = {"seed": seed, "num_images": IMAGES, "groups": layers.groups}
+    probe = Probe(layers.network, digits(), **options)
     return refined(method, layers, layers.mask(allocated(method, layers, sparsity)), probe)
 
 

@@ -210,3 +210,10 @@ def test_a_files_own_arm_cannot_replace_a_built_in_one(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="arm 'scratch-e' is registered twice"):
         load_file(file)
+
+
+def test_a_part_of_another_meaning_has_another_identity() -> None:
+    parts: Registry[int] = Registry("part", "regrow.methods", register="register_part")
+    parts.add("as ever", 1, origin=derive)
+    parts.add("anew", 1, origin=derive, revision=2)
+    assert [parts.identity(name) for name in ("as ever", "anew")] == ["as ever", "anew (2)"]

@@ -85,16 +85,23 @@ class Registry(Generic[T]):
         self.also = also or {}
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
+        self._revisions: dict[str, int] = {}
         self._own: set[str] = set()  # names whose code is part of regrow itself
         self._discovered = False
 
     def add(
-        self, name: str, value: T, *, origin: Callable[..., object] | str | None = None
+        self,
+        name: str,
+        value: T,
+        *,
+        origin: Callable[..., object] | str | None = None,
+        revision: int = 1,
     ) -> None:
         """Register a value; raise ``ConfigError`` if another file has registered its name.
 
         ``origin`` is the file that registers, or a function in it. A name that ends in a colon
-        (``hf:``) is a prefix: it matches every name that begins with it.
+        (``hf:``) is a prefix: it matches every name that begins with it. Raise ``revision`` when
+        the meaning of a built-in name changes, so that results of the old one are not used.
         """
         key = canonical(name)
         source = _source_of(origin) if callable(origin) else origin or self.package
@@ -105,6 +112,7 @@ class Registry(Generic[T]):
             )
         self._values[key] = value
         self._origins[key] = source
+        self._revisions[key] = revision
         if Path(source).is_relative_to(PACKAGE):
             self._own.add(key)
             return
@@ -190,8 +198,11 @@ class Registry(Generic[T]):
 
     def identity(self, name: str) -> str:
         """Return the part of job keys that identifies a name, apart from its code."""
-        outside = self.outside is not None and self.outside.is_name(name)
-        return self.outside.identity(name) if outside and self.outside is not None else name
+        if self.outside is not None and self.outside.is_name(name):
+            return self.outside.identity(name)
+        self.get(name)  # its module may not be imported yet
+        revision = self._revisions[self.key(name)]
+        return name if revision == 1 else f"{name} ({revision})"
 
     def is_own(self, name: str) -> bool:
         """Return whether the code of a name is known to be part of regrow itself."""

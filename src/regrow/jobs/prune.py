@@ -113,6 +113,7 @@ class Prune(Keyed):
             guides=len(self.guides) or None,
             rounds=self.rounds if self.rounds > 1 else None,
             multiple_of=self.multiple_of if self.multiple_of > 1 else None,
+            multiples=2 if self.multiple_of > 1 else None,  # 2: at least one multiple stays
             normalise=method.normalise,
             repair=method.repair,
             choice=method.choice,

@@ -63,6 +63,7 @@ register_method(
     unit="weight",
     scope=SCOPE,
     treatment=gradual,
+    treatment_revision=2,  # embeddings and positions are not masked
     each_sparsity=True,
     reference="Zhu and Gupta, To Prune or Not to Prune, 2017, arXiv:1710.01878",
 )

@@ -75,6 +75,7 @@ register_method(
     unit="weight",
     scope=SCOPE,
     treatment=rigl,
+    treatment_revision=2,  # embeddings and positions are not masked
     each_sparsity=True,
     reference="Evci et al., Rigging the Lottery, ICML 2020, arXiv:1911.11134",
 )

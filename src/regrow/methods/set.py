@@ -57,6 +57,7 @@ register_method(
     unit="weight",
     scope=SCOPE,
     treatment=evolving,
+    treatment_revision=2,  # embeddings and positions are not masked
     each_sparsity=True,
     reference="Mocanu et al., Sparse evolutionary training, 2018, arXiv:1707.04780",
 )

@@ -20,7 +20,7 @@ def wanda(group: Group, probe: Probe) -> Tensor:
     return group.sum(lambda name: probe.weight(name).abs() * probe.input_norms(name))
 
 
-@allocation("per-output")
+@allocation("per-output", revision=2)  # all weights of a filter
 def allocate_per_output(layers: Layers, sparsity: float) -> dict[str, Tensor]:
     """Keep the highest-scoring weights of each output, equally many for each.
 

@@ -250,18 +250,21 @@ class Method:
         return self.strength.get(family, self.strength.get("", 0.0))
 
 
-def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion: ``(group, probe) -> scores [units]``, high = keep (decorator)."""
+def criterion(name: str, *, revision: int = 1) -> Callable[[Criterion], Criterion]:
+    """Register a criterion: ``(group, probe) -> scores [units]``, high = keep (decorator).
+
+    Of built-in criteria, the ``revision`` is raised when their scores change.
+    """
 
     def register(function: Criterion) -> Criterion:
-        CRITERIA.add(name, function, origin=function)
+        CRITERIA.add(name, function, origin=function, revision=revision)
         return function
 
     return register
 
 
 def allocation(
-    name: str, *, sparsity: float | None = None, block: int | None = None
+    name: str, *, sparsity: float | None = None, block: int | None = None, revision: int = 1
 ) -> Callable[[A], A]:
     """Register an allocation: ``(scores by group, sparsity) -> kept units by group`` (decorator).
 
@@ -269,10 +272,12 @@ def allocation(
     channel with the highest score. The scores are ``Layers``: a mapping that also has the shapes of
     the weights, and counts the costs of a choice. ``sparsity`` is given if the allocation has a
     fixed one, such as one half for 2:4; ``block`` is then the number of inputs it chooses among.
+    Of built-in allocations, the ``revision`` is raised when their choice changes.
     """
 
     def register(function: A) -> A:
-        ALLOCATIONS.add(name, Allocation(function, sparsity, block), origin=function)
+        known = Allocation(function, sparsity, block)
+        ALLOCATIONS.add(name, known, origin=function, revision=revision)
         return function
 
     return register

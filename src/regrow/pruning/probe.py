@@ -51,7 +51,8 @@ class Probe:
     without augmentation, or on the given ``Examples``. Everything returned is a copy, on the CPU;
     the network is not changed.
     ``objective`` is the loss whose gradients are taken: the task's unless another is given.
-    ``masks`` are those that the network was trained with; ``example`` is one of its inputs.
+    ``masks`` are those that the network was trained with; ``example`` is one of its inputs;
+    ``left`` are the units of each group that no earlier round removed.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Probe:
         objective: Objective | None = None,
         masks: Mapping[str, Tensor] | None = None,
         example: Any = None,
+        left: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._model = model
         self._example = example
         self._masks = masks or {}
+        self._left = left or {}
         self._measured: dict[Callable[[Probe], Any], Any] = {}
         self._groups = groups or {}  # measured together when one of them is needed
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -94,6 +97,11 @@ class Probe:
         """Return which elements of a parameter the training did not mask, as booleans."""
         whole = torch.ones(self._parameters[name].shape, dtype=torch.bool)
         return self._masks[name].clone() if name in self._masks else whole
+
+    def left(self, group: Group) -> Tensor:
+        """Return which units of a group no earlier round removed: ``[units]`` booleans."""
+        whole = torch.ones(group.size, dtype=torch.bool)
+        return self._left[group.name].flatten().clone() if group.name in self._left else whole
 
     def network(self) -> nn.Module:
         """Return a copy of the network on the CPU, which may be changed and run in any way."""

@@ -142,27 +142,25 @@ def select(
     data = _examples(dataset, model, loss=loss, num=num_images)
     probe = _prober(data, trace, seed=seed, num_images=num_images, groups=groups, masks=masks)
     options: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
-    options["scores"] = scores_of(chosen, groups, probe(model), within)
-    layers = layers_of(model, trace, chosen, **options)
+    scores = scores_of(chosen, groups, whole := probe(model, within), within)
+    layers = layers_of(model, trace, chosen, scores=scores, **options)
     if shares is not None:
-        return refined(chosen, layers, _by_shares(chosen, layers, shares), probe)
+        return refined(chosen, layers, _by_shares(chosen, layers, shares), whole)
     if pattern is not None:
         return _by_pattern(chosen, layers, pattern)
     for number in range(1, rounds):
         mask = _chosen(chosen, layers, amount, number / rounds)
-        left = probe(left_by(mask, model, trace))
-        layers = layers.after(mask, scores_of(chosen, groups, left, mask))
-    return refined(chosen, layers, _chosen(chosen, layers, amount), probe)
+        remaining = probe(left_by(mask, model, trace), mask)
+        layers = layers.after(mask, scores_of(chosen, groups, remaining, mask))
+    return refined(chosen, layers, _chosen(chosen, layers, amount), whole)
 
 
-def refined(
-    method: Method, layers: Layers, mask: Mask, probe: Callable[[nn.Module], Probe]
-) -> Mask:
+def refined(method: Method, layers: Layers, mask: Mask, probe: Probe) -> Mask:
     """Apply a method's ``choice`` within each layer if it has one; else return the mask."""
     if method.choice is None:
         return mask
     choose, allocate = CHOICES.get(method.choice), ALLOCATIONS.get(method.allocation)
-    kept = choose(layers, mask, probe(layers.network), allocate)
+    kept = choose(layers, mask, probe, allocate)
     _check_kept(method, layers, kept)
     return layers.mask(kept)
 
@@ -179,8 +177,12 @@ def _examples(
 
 def _prober(
     dataset: Dataset | Examples | None, trace: Trace, **options: Any
-) -> Callable[[nn.Module], Probe]:
-    return lambda network: Probe(network, dataset, example=trace.example, **options)
+) -> Callable[[nn.Module, Mask | None], Probe]:
+    def probe(network: nn.Module, within: Mask | None) -> Probe:
+        left = None if within is None else within.kept
+        return Probe(network, dataset, example=trace.example, left=left, **options)
+
+    return probe
 
 
 def scores_of(
