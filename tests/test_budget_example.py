@@ -123,7 +123,7 @@ def test_a_cell_of_the_study_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.chdir(EXAMPLES.parent)
     value = read_file(EXAMPLES / "budget.yaml", lambda content, _: content)
     data = {"name": "digits", "subset": 128, "test_subset": 64}
-    model = {**value["models"], "widths": [4, 6, 8]}
+    model = {**value["models"], "widths": [16, 24, 32]}
     recipe = {**value["recipe"], "batch": 32, "precision": "fp32"}
     small: dict[str, Any] = {
         "data": data,

@@ -15,6 +15,7 @@ from regrow.pruning.method import CRITERIA, criterion, general_method
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.surgery import Group, trace
+from small import forget_names
 
 GRADIENTS = (
     *("taylor", "taylor-gate", "fisher", "obd"),
@@ -129,7 +130,6 @@ def test_distances_of_a_later_round_are_to_the_units_that_are_left() -> None:
     assert torch.where(mask.kept["0"])[0].tolist() == sorted(left.tolist())
 
 
-@criterion("mean-output")
 def mean_output(group: Group, probe: Probe) -> Tensor:
     return probe.activation(group).mean(0)
 
@@ -141,14 +141,22 @@ def test_activations_are_measured_in_any_precision(dtype: torch.dtype) -> None:
     torch.testing.assert_close(scores("mean-output", net.to(dtype)), expected, rtol=0.1, atol=0.01)
 
 
-@criterion("a-count")
 def a_count(group: Group, probe: Probe) -> Tensor:
     return torch.arange(group.size) // 2
 
 
-@criterion("yes-or-no")
 def yes_or_no(group: Group, probe: Probe) -> Tensor:
     return torch.arange(group.size) >= group.size // 2
+
+
+OWN = {"mean-output": mean_output, "a-count": a_count, "yes-or-no": yes_or_no}
+
+
+@pytest.fixture(autouse=True)
+def own_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_names(monkeypatch)
+    for name, function in OWN.items():
+        criterion(name)(function)
 
 
 @pytest.mark.parametrize("name", ["a-count", "yes-or-no"])

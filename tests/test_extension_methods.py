@@ -329,7 +329,7 @@ def test_a_treatment_is_part_of_an_arms_key_and_nothing_elses(tmp_path: Path) ->
     assert plain.key != moving.key
     assert plain.prune == moving.prune
     assert moving.spec == {**plain.spec, "treatment": moving.spec["treatment"]}
-    assert moving.spec["treatment"].keys() == {"method", "code"}
+    assert moving.spec["treatment"].keys() == {"method", "revision", "code"}
 
 
 @pytest.mark.parametrize(
