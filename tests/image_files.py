@@ -65,11 +65,12 @@ def parquet_folder(base: Path, *, test: str | None = "test", **options: Any) -> 
 
 def image_folder(base: Path, splits: tuple[str, ...] = ("train", "test"), num: int = 6) -> Path:
     for split in splits:
+        first = 1000 * len(split) + 10_000 * (split[0] not in "tT")  # other images in each split
         for label, name in enumerate(("cat", "dog")):
             folder = base / split / name
             folder.mkdir(parents=True)
             for n in range(num):
-                image(1000 * len(split) + 100 * label + n).save(folder / f"{n}.png")
+                image(first + 100 * label + n).save(folder / f"{n}.png")
     return base
 
 

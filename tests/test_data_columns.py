@@ -230,3 +230,97 @@ def test_a_missing_class_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table(values), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"target of row 2 is missing \(2 in all\)"):
         load(DataSpec(f"parquet:{tmp_path / 'rows.parquet'}"))
+
+
+# Test rows that are trained on, and what would be lost without a word
+
+
+def plain_arrays(num: int = 40, **others: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    inputs = {"x_train": rng.normal(size=(num, 3)), "y_train": np.arange(num) % 2}
+    more = {"x_test": rng.normal(size=(9, 3)), "y_test": np.arange(9) % 2}
+    return {**inputs, **more, **others}
+
+
+def saved(tmp_path: Path, arrays: dict[str, Any]) -> Dataset:
+    np.savez(tmp_path / "rows.npz", **arrays)
+    return load(DataSpec(f"npz:{tmp_path / 'rows.npz'}"))
+
+
+@pytest.mark.parametrize("name", ["x", "a"])  # plain inputs, and one of several by name
+@pytest.mark.parametrize("target", [np.arange(9) % 2, np.linspace(0, 1, 9)])
+def test_test_rows_that_are_trained_on_are_said(name: str, target: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    trained, new = rng.normal(size=(9, 5)), rng.normal(size=(9, 5))
+    tested = np.concatenate([trained[:4], new])
+    splits = {"train": (trained, target), "test": (tested, np.concatenate([target[:4], target]))}
+    arrays = {
+        f"{n}_{s}": v for s, pair in splits.items() for n, v in zip((name, "y"), pair, strict=True)
+    }
+    if name == "a":
+        arrays |= {"b_train": np.ones((9, 2)), "b_test": np.ones((13, 2))}
+    (notice,) = saved(tmp_path, arrays).notices
+    assert "4 of the 13 test rows are also in the training split" in notice
+
+
+def test_copies_of_rows_are_said_where_the_test_split_is_drawn(tmp_path: Path) -> None:
+    rows = [f"{n},{n * n},{'uv'[n % 2]}" for n in np.random.default_rng(0).permutation(50)]
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(["a,b,kind", *rows]))
+    assert not load(DataSpec(f"csv:{table}")).notices
+    table.write_text("\n".join(["a,b,kind", *rows, *rows, *rows]))
+    (notice,) = load(DataSpec(f"csv:{table}")).notices
+    assert "of the 30 test rows are also in the training split" in notice
+
+
+def test_classes_of_test_rows_alone_are_said(tmp_path: Path) -> None:
+    found = saved(tmp_path, plain_arrays(y_test=np.array([0, 1, 2, 3, 3, 0, 0, 1, 1])))
+    (notice,) = found.notices
+    assert "3 of the 9 test rows are of classes that no training row has ('2' and '3')" in notice
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"x": np.ones((4, 3)), "y": np.ones(4)}, "'x' and 'x_train', and both are its train"),
+        ({"y_val": np.ones(4)}, "'y_val' and no 'x_val'"),
+        (
+            {
+                f"{n}_{s}": np.ones((4, 3)[: 2 - i])
+                for s in ("val", "validation")
+                for i, n in enumerate("xy")
+            },
+            "both are its validation split",
+        ),
+    ],
+)
+def test_arrays_that_would_be_ignored_are_refused(
+    others: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        saved(tmp_path, plain_arrays(**others))
+
+
+def test_two_columns_of_one_name_and_split_are_refused(tmp_path: Path) -> None:
+    arrays = {name: np.ones(4) for name in ("a", "b", "b_train", "label")}
+    with pytest.raises(DataError, match="'b_train' is a second 'b' of the train split"):
+        saved(tmp_path, arrays)
+
+
+def test_arrays_that_are_not_read_are_said(tmp_path: Path) -> None:
+    (notice,) = saved(tmp_path, plain_arrays(x_valid=np.ones(3), ids=np.arange(4))).notices
+    assert "these arrays are not read: 'ids' and 'x_valid'." in notice
+
+
+def test_all_files_of_a_split_are_read(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    for number in range(3):
+        rows = np.arange(10.0, dtype=np.float32) + 10 * number
+        columns = {"a": rows, "b": rows[::-1].copy(), "label": np.arange(10) % 2}
+        save_file(
+            columns, tmp_path / (f"train-{number}.safetensors" if number else "test.safetensors")
+        )
+    found = load(DataSpec(f"safetensors:{tmp_path}"))
+    assert (len(found.train), len(found.test)) == (20, 10)
+    assert found.train.batch(torch.arange(20))["a"].tolist() == [*range(10, 30)]

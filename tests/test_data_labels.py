@@ -26,8 +26,9 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read(base: Path, train: Any, test: Any = None, **options: Any) -> Dataset:
     """Write labels, as lists or arrays, and load them with one image each."""
-    for split, labels in (("train", train), ("test", train if test is None else test)):
-        images: list[bytes | None] = [png(n) for n in range(len(labels))]
+    parts = {"train": train, "test": train if test is None else test}
+    for first, (split, labels) in enumerate(parts.items()):
+        images: list[bytes | None] = [png(100 * first + n) for n in range(len(labels))]
         write_parquet(base / f"{split}-0.parquet", images, labels)
     return load(DataSpec(f"hf:{base}", **options))
 
@@ -143,13 +144,13 @@ def test_shards_that_name_classes_in_another_order_are_refused(tmp_path: Path) -
 def test_the_column_chosen_among_several_is_said(tmp_path: Path) -> None:
     columns = {"img": None, "coarse_label": [0, 1, 0, 1], "fine_label": [1, 0, 1, 0]}
     kind = pa.struct([("bytes", pa.binary())])
-    images = pa.array([{"bytes": png(n)} for n in range(4)], kind)
     described = {name: {"_type": "ClassLabel", "names": ["a", "b"]} for name in list(columns)[1:]}
-    table = pa.table({"img": images, **{k: v for k, v in columns.items() if v}})
     text = json.dumps({"info": {"features": described}})
-    described_table = table.replace_schema_metadata({"huggingface": text})
     (tmp_path / "x").mkdir()
-    for split in ("train", "test"):
+    for first, split in enumerate(("train", "test")):
+        images = pa.array([{"bytes": png(10 * first + n)} for n in range(4)], kind)
+        table = pa.table({"img": images, **{k: v for k, v in columns.items() if v}})
+        described_table = table.replace_schema_metadata({"huggingface": text})
         pq.write_table(described_table, tmp_path / "x" / f"{split}.parquet")
     dataset = load(DataSpec(f"hf:{tmp_path / 'x'}"))
     assert dataset.train.labels.tolist() == [1, 0, 1, 0]

@@ -29,7 +29,8 @@ def counts(dataset: Dataset) -> tuple[int, int]:
 
 
 def labelled(file: Path, num: int) -> None:
-    write_parquet(file, [png(n) for n in range(num)], [n % 2 for n in range(num)])
+    first = 100 * sum(str(file).encode())
+    write_parquet(file, [png(first + n) for n in range(num)], [n % 2 for n in range(num)])
 
 
 # Names
@@ -198,7 +199,7 @@ def test_what_becomes_of_a_validation_split_is_said(tmp_path: Path) -> None:
 
 def test_classes_without_a_test_image_are_named(tmp_path: Path) -> None:
     base = parquet_folder(tmp_path / "x", names=["odd", "even"])
-    write_parquet(next(base.rglob("test-*")), [png(1)], [1], names=["odd", "even"])
+    write_parquet(next(base.rglob("test-*")), [png(100)], [1], names=["odd", "even"])
     (notice,) = load(DataSpec(f"hf:{base}")).notices
     assert "No test image is of 1 of the 2 classes ('odd')" in notice
 
@@ -269,3 +270,24 @@ def test_names_outside_utf_8_are_read_and_can_be_written(tmp_path: Path) -> None
 
 def test_names_of_splits_are_unambiguous() -> None:
     assert len(set(ALL_NAMES)) == len(ALL_NAMES)
+
+
+# Test examples that are trained on
+
+
+@pytest.mark.parametrize(("copied", "said"), [(6, "6 of the 12 test images"), (0, None)])
+def test_test_images_that_are_trained_on_are_said(
+    tmp_path: Path, copied: int, said: str | None
+) -> None:
+    base = image_folder(tmp_path / "x")
+    for n in range(copied):
+        shutil.copy(base / "train" / "cat" / f"{n}.png", base / "test" / "cat" / f"{n}.png")
+    notices = load(DataSpec(f"folder:{base}")).notices
+    assert [said in notice for notice in notices] == ([True] if said else [])
+
+
+def test_an_image_under_another_label_is_no_copy(tmp_path: Path) -> None:
+    base = image_folder(tmp_path / "x")
+    for n in range(6):
+        shutil.copy(base / "train" / "cat" / f"{n}.png", base / "test" / "dog" / f"{n}.png")
+    assert not load(DataSpec(f"folder:{base}")).notices

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regrow.data.base import Arrays, Rows
+from regrow.data.copies import copies
 from regrow.data.held_out import hold_out
 from regrow.data.images import MemoryImages
 from regrow.data.named import NamedInputs, text_of
@@ -72,7 +73,11 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
         "inputs": _inputs(raw, splits),
         **_flat("", scales[0]),
         **_flat("target_", scales[1]),
-        "notices": (*raw.notices, *held_out.notices),
+        "notices": (
+            *raw.notices,
+            *held_out.notices,
+            *copies(images["train"], images["test"], spec, noun=noun),
+        ),
     }
 
 

@@ -218,7 +218,14 @@ def split_columns(arrays: Columns) -> dict[str, dict[str, NDArray[Any]]]:
     for name, values in arrays.items():
         stem, _, last = name.rpartition("_")
         split = SPLITS.get(last) if stem else None
-        splits.setdefault(split or "train", {})[stem if split else name] = values
+        columns = splits.setdefault(split or "train", {})
+        column = stem if split else name
+        if column in columns:
+            raise DataError(
+                f"The array {name!r} is a second {column!r} of the {split or 'train'} split. "
+                "Remove one of them, or give it the name of another split."
+            )
+        columns[column] = values
     return splits
 
 
@@ -268,7 +275,7 @@ def safetensors_columns(spec: DataSpec) -> Arrays:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    splits: dict[str, dict[str, NDArray[Any]]] = {}
+    splits: dict[str, dict[str, list[NDArray[Any]]]] = {}
     for split, files in _by_split(spec, ".safetensors").items():
         for file in files:
             try:
@@ -278,8 +285,20 @@ def safetensors_columns(spec: DataSpec) -> Arrays:
             parts = split_columns(arrays)
             alone = {split: parts["train"]} if {*parts} == {"train"} else parts
             for name, columns in alone.items():
-                splits.setdefault(name, {}).update(columns)
-    return arrays_of(splits, spec)
+                for column, values in columns.items():
+                    splits.setdefault(name, {}).setdefault(column, []).append(values)
+    try:
+        joined = {s: {n: _joined(parts) for n, parts in c.items()} for s, c in splits.items()}
+    except ValueError as error:
+        raise DataError(
+            f"Data set {spec.name!r}: a column differs between files of one split ({error})."
+        ) from error
+    return arrays_of(joined, spec)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return the rows of several files, one after the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @register_data("parquet:", content=_digest_of(".parquet"))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from regrow.core.seeds import seeded
+from regrow.core.texts import quoted
 from regrow.data.spec import DataSpec
 from regrow.data.splits import seeded_subset, split
 from regrow.errors import DataError
@@ -68,6 +69,7 @@ def hold_out(
             f"The validation split ({len(published)} {noun}s) is used neither for training nor "
             "for testing; networks are scored on it in addition."
         )
+    notices += _untaught(labels[test_split][test_rows], train_labels[rows], classes, noun)
     messages = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
     return HeldOut(
         train=rows, validation=validation, test=(test_split, test_rows), notices=messages
@@ -87,6 +89,20 @@ def _unseen(labels: Tensor, classes: tuple[str, ...], noun: str, *, of: str) -> 
     missing = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
     if not missing:
         return []
-    names = ", ".join(repr(classes[k]) for k in missing[:SHOWN])
-    more = ", ..." if len(missing) > SHOWN else ""
-    return [f"No {of} {noun} is of {len(missing)} of the {len(classes)} classes ({names}{more})."]
+    shown = quoted([classes[k] for k in missing], SHOWN)
+    return [f"No {of} {noun} is of {len(missing)} of the {len(classes)} classes ({shown})."]
+
+
+def _untaught(test: Tensor, train: Tensor, classes: tuple[str, ...], noun: str) -> list[str]:
+    """Return a notice if test examples are of classes that no training example has."""
+    if not classes:
+        return []
+    counts = torch.bincount(test, minlength=len(classes))
+    alone = (counts > 0) & (torch.bincount(train, minlength=len(classes)) == 0)
+    if not alone.any():
+        return []
+    shown = quoted([classes[k] for k in alone.nonzero().flatten().tolist()], SHOWN)
+    return [
+        f"{int(counts[alone].sum())} of the {len(test)} test {noun}s are of classes that no "
+        f"training {noun} has ({shown}): networks cannot learn to recognise them."
+    ]

@@ -12,6 +12,7 @@ from regrow.data.arrays import load_arrays
 from regrow.data.augment import scaling
 from regrow.data.base import Arrays, Boxes, Encoded, Normalisation, Raw, Split
 from regrow.data.cache import altered_entries, data_root, decoded, digest, remembered
+from regrow.data.copies import copies
 from regrow.data.decode import Look, decode_all, look, look_at_all, resize_all
 from regrow.data.held_out import hold_out
 from regrow.data.images import Images, MemoryImages, StreamedImages
@@ -122,11 +123,12 @@ def _load(spec: DataSpec) -> Dataset:
         return ready.take(splits[rows[0]], rows[1])
 
     statistics = _normalisation(raw, spec, ready=ready, train=train)
+    test = take(rows.test)
     return Dataset(
         spec=spec,
         train=train,
         validation=None if rows.validation is None else take(rows.validation),
-        test=take(rows.test),
+        test=test,
         classes=raw.classes,
         channels=ready.channels,
         size=ready.size,
@@ -134,7 +136,12 @@ def _load(spec: DataSpec) -> Dataset:
         std=statistics.std,
         augmentation=raw.augmentation or _augmentation(ready),
         task=spec.task or IMAGE_TASK,
-        notices=(*raw.notices, *_said_of(left_out, raw, spec), *rows.notices),
+        notices=(
+            *raw.notices,
+            *_said_of(left_out, raw, spec),
+            *rows.notices,
+            *copies(train, test, spec, noun="image"),
+        ),
     )
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regrow.core.bounds import read_npz, read_whole
+from regrow.core.texts import quoted
 from regrow.data.base import Arrays, Rows
 from regrow.data.columns import (
     CLASSIFICATION,
@@ -36,6 +38,7 @@ TARGETS = {
 }
 SPLITS = ("train", "test", "validation", "val")
 UNNAMED = re.compile(r"\s*(Unnamed: \d+)?\s*")  # an index as pandas writes it, or reads it again
+SHOWN = 5  # arrays, in a notice
 LARGER = 10  # memory over file size, for a table of short cells
 
 
@@ -189,14 +192,8 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     pair = next((p for p in PAIRS if {*p} <= {n.partition("_")[0] for n in arrays}), None)
     if pair is None:
         return arrays_of(split_columns(arrays), spec)
-    splits: dict[str, tuple[Any, Any]] = {}
-    for split in ("", *SPLITS):
-        x, y = (f"{name}_{split}" if split else name for name in pair)
-        if x in arrays and y in arrays:
-            name = {"": "train", "val": "validation"}.get(split, split)
-            splits[name] = (arrays[x], arrays[y])
-    if "train" not in splits:
-        raise DataError(f"Data set {spec.name!r}: it has no arrays to train on.")
+    names = _names_of_splits(arrays, pair, spec)
+    splits = {split: (arrays[x], arrays[y]) for split, (x, y) in names.items()}
     of = [str(y.dtype) for _, y in splits.values()]
     sorts = {TARGETS.get(y.dtype.kind) for _, y in splits.values()}
     if len(sorts) > 1 or None in sorts or not all(y.ndim for _, y in splits.values()):
@@ -217,7 +214,37 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     }
     vocabulary = 1 + max(int(x.max()) for x, _ in splits.values()) if tokens else None
     targets = {name: y for name, (_, y) in splits.items()}
-    return labelled(inputs, targets, spec, vocabulary=vocabulary)
+    unread = sorted({*arrays}.difference(*names.values()))
+    notice = f"Data set {spec.name!r}: these arrays are not read: {quoted(unread, SHOWN)}."
+    examples = labelled(inputs, targets, spec, vocabulary=vocabulary)
+    return replace(examples, notices=(notice,)) if unread else examples
+
+
+def _names_of_splits(
+    arrays: Mapping[str, Any], pair: tuple[str, str], spec: DataSpec
+) -> dict[str, tuple[str, str]]:
+    """Return the names of the inputs and targets of each split; two for one are refused."""
+    names: dict[str, tuple[str, str]] = {}
+    for suffix in ("", *SPLITS):
+        x, y = (f"{name}_{suffix}" if suffix else name for name in pair)
+        if not {x, y} & {*arrays}:
+            continue
+        if not {x, y} <= {*arrays}:
+            there, missing = (x, y) if x in arrays else (y, x)
+            raise DataError(
+                f"Data set {spec.name!r}: it has {there!r} and no {missing!r}. Add that array, or "
+                f"remove {there!r}."
+            )
+        split = {"": "train", "val": "validation"}.get(suffix, suffix)
+        if split in names:
+            raise DataError(
+                f"Data set {spec.name!r}: it has {names[split][0]!r} and {x!r}, and both are its "
+                f"{split} split. Remove one of them, or give it the name of another split."
+            )
+        names[split] = (x, y)
+    if "train" not in names:
+        raise DataError(f"Data set {spec.name!r}: it has no arrays to train on.")
+    return names
 
 
 def _read_npz(spec: DataSpec) -> dict[str, NDArray[Any]]:
