@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from image_files import image_folder
 from regrow.core.seeds import seeded
 from regrow.data import Dataset, DataSpec, StreamedImages, load, normalise
 from regrow.data.decode import num_threads
 from regrow.errors import ConfigError, TrainingError
+from regrow.models.densenet import BasicLayer
 from regrow.train import Moment, Recipe, Training, Treatment, evaluate, fit
 from regrow.train.engine import BATCHES_AHEAD
 from small import bright
@@ -395,3 +397,64 @@ def test_real_images_are_learnt(tmp_path: Path) -> None:
     one = Training(network(classes=10), data, recipe, seed=0)
     fit(one)
     assert evaluate(one.model, data.test, data, precision="bf16").score > 0.2
+
+
+# Gradient checkpoints
+
+
+class Checkpointed(nn.Module):
+    """Runs its later layers again in the backward pass instead of keeping what they compute."""
+
+    def __init__(self, layers: nn.ModuleList, *, reentrant: bool | None) -> None:
+        super().__init__()
+        self.first, self.layers = nn.Conv2d(3, 16, 3, padding=1), layers
+        self.last = nn.Linear(40, 4)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x) if self.reentrant is None else self.again(layer, x)
+        output: Tensor = self.last(x.mean((2, 3)))
+        return output
+
+    def again(self, layer: nn.Module, x: Tensor) -> Any:
+        return checkpoint(layer, x, use_reentrant=self.reentrant)
+
+
+def dense(reentrant: bool | None) -> nn.Module:
+    layers = nn.ModuleList([BasicLayer(16, 12), BasicLayer(28, 12)])
+    return Checkpointed(layers, reentrant=reentrant)
+
+
+def dropping(reentrant: bool | None) -> nn.Module:
+    widths = ((16, 24), (24, 40))
+    layers = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Dropout(0.3))
+        for a, b in widths
+    )
+    return Checkpointed(layers, reentrant=reentrant)
+
+
+@pytest.mark.parametrize(
+    ("precision", "engine"), [("fp32", "exact"), ("fp32", "fused"), ("bf16", "exact")]
+)
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("make", [dense, dropping])
+def test_layers_run_again_compute_the_same(
+    make: Any, reentrant: bool, precision: Any, engine: Any
+) -> None:
+    recipe = replace(QUICK, precision=precision, engine=engine)
+    trained = []
+    for mode in (None, reentrant):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = make(mode)
+        ours = Training(model, bright(), recipe, seed=7)
+        while not ours.done:
+            ours.step()
+        trained.append(dict(model.named_parameters()))
+    # A re-entrant checkpoint runs layers without gradients first, where they are not fused.
+    near = 1e-2 if precision == "bf16" else 1e-5 if engine == "fused" else 0.0
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=0, atol=near)

@@ -32,14 +32,14 @@ CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # a user's limits on what one
 
 
 @contextmanager
-def safe_convolutions() -> Iterator[None]:
+def safe_convolutions(*, short: bool = False) -> Iterator[None]:
     """Compute convolutions that would access memory beyond theirs in another way, while active.
 
-    For forward passes, inside of their autocast context. Convolutions whose gradients would write
-    beyond their memory subsample the input first; those that would read beyond it are computed in
-    float32. All others are left alone.
+    For forward passes, inside of their autocast context, or ``short`` if they enter one that
+    computes in bfloat16. Convolutions whose gradients would write beyond their memory subsample the
+    input first; those that would read beyond it are computed in float32. All others are left alone.
     """
-    if not (_is_hit() or (_has_tiles() and torch.is_autocast_enabled("cpu"))):
+    if not (_is_hit() or (_has_tiles() and (short or torch.is_autocast_enabled("cpu")))):
         yield
         return
     with _OtherWay():

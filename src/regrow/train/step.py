@@ -108,13 +108,15 @@ def update(
         x = cut_out(x, batch.holes, side=recipe.cutout)
     if recipe.mixup is not None:
         x = mix(x, numbers.share)
-    with random:
-        outputs = forward(parts.network, x, recipe.precision, engine=recipe.engine)
-    loss = loss_of(parts, outputs, batch.labels, inputs=x, share=numbers.share)
-    for parameter in parts.parameters:
-        parameter.grad = None
-    scaled = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
-    scaled.backward()  # type: ignore[no-untyped-call]
+    kind, precision = parts.device.type, recipe.precision
+    with computing(parts.network, kind, precision, engine=recipe.engine):
+        with random:
+            outputs = called(parts.network, x, precision)
+        loss = loss_of(parts, outputs, batch.labels, inputs=x, share=numbers.share)
+        for parameter in parts.parameters:
+            parameter.grad = None
+        scaled = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
+        scaled.backward()  # type: ignore[no-untyped-call]
     treatment = parts.treatment
     if treatment.gradients is not None:
         treatment.gradients(model, moment)
@@ -229,6 +231,14 @@ def forward(
     ``pixels``: its input, or several by name.
     """
     with computing(model, pixels.device.type, precision, engine=engine):
+        return called(model, pixels, precision)
+
+
+def called(model: nn.Module, pixels: Any, precision: Precision) -> Any:
+    """Return a network's outputs as ``forward`` does, within ``computing``."""
+    # Autocast rather than bf16 copies of fp32 master weights: casting once a step would gain 1 %
+    # (ResNet-56, VGG-16) to 8 % (DenseNet-40), but callbacks would see weights of two kinds.
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs = model(**pixels) if isinstance(pixels, Mapping) else model(pixels)
     if isinstance(outputs, Tensor):
         return outputs.float()
@@ -239,18 +249,18 @@ def forward(
 def computing(
     model: nn.Module, kind: str, precision: Precision, *, engine: EngineName = "exact"
 ) -> Iterator[None]:
-    """Make a network's forward pass use a precision and an engine on a kind of device."""
-    # Autocast rather than bf16 copies of fp32 master weights: casting once a step would gain 1 %
-    # (ResNet-56, VGG-16) to 8 % (DenseNet-40), but callbacks would see weights of two kinds.
+    """Make a network use the operations of a precision and an engine on a kind of device.
+
+    Also in the backward pass, where a network with gradient checkpoints runs its layers again.
+    """
     fused = kind == "cpu" and engine == "fused"
     short = kind == "cpu" and precision == "bf16"
     with (
-        torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"),
         whole_blocks(model) if fused or short else nullcontext(),
         as_products(model) if short else nullcontext(),
         fast_convolutions(model) if fused else nullcontext(),
         fused_in_float32() if fused else nullcontext(),
-        safe_convolutions(),
+        safe_convolutions(short=short),
     ):
         yield
 
