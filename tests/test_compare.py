@@ -293,6 +293,13 @@ def test_what_a_function_does_wrong_is_said(text: str, message: str) -> None:
         called(text)
 
 
+def test_a_function_that_trains_without_a_budget_is_refused() -> None:
+    """Its score would be given as that of the pruned network before any training."""
+    with pytest.raises(regrow.TrainingError, match="changed parameters with a budget of 0"):
+        called(TRAINS + "return 1", amount=0)
+    assert called(HEAD + "return 1", amount=0).metrics == {"": 1.0}
+
+
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [

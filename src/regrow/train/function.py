@@ -476,7 +476,14 @@ class _Shapes:
                 f"{text} left numbers in {bad[0]!r} that are not finite: the training diverged. "
                 "Try a smaller learning rate."
             )
-        if trained and _Shapes.of(model).digest == self.digest:
+        changed_weights = _Shapes.of(model).digest != self.digest
+        if changed_weights and not trained:
+            raise CodeError(
+                f"{text} changed parameters with a budget of 0, for which it must only measure the "
+                "network: its score would be that of another network. Train for exactly the "
+                "budget, and return the metrics after it."
+            )
+        if trained and not changed_weights:
             raise CodeError(
                 f"{text} was called to train, but changed no parameter. It must train the "
                 "network that it is given, in place: not a copy, and with its parameters in the "
