@@ -313,11 +313,9 @@ def test_arrays_that_are_not_read_are_said(tmp_path: Path) -> None:
 
 
 def test_all_files_of_a_split_are_read(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
     for number in range(3):
         rows = np.arange(10.0, dtype=np.float32) + 10 * number
-        columns = {"a": rows, "b": rows[::-1].copy(), "label": np.arange(10) % 2}
+        columns: Columns = {"a": rows, "b": rows[::-1].copy(), "label": np.arange(10) % 2}
         save_file(
             columns, tmp_path / (f"train-{number}.safetensors" if number else "test.safetensors")
         )
