@@ -150,6 +150,24 @@ def test_an_input_that_nothing_reads_is_refused_and_one_that_is_passed_on_is_not
         check_names(Chooses(), {"input_ids": tokens, "mask": tokens})
 
 
+class OneMapping(Texts):
+    """Takes all its inputs as one mapping."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(batch["words"], batch["mask"])
+
+
+def test_inputs_that_a_network_takes_as_one_mapping_are_told_how_to_be_given() -> None:
+    separate = "words:1x16:int64:16 mask:1x16:int64"
+    with pytest.raises(TraceError, match=r"Unknown input 'words'.*It runs on one map") as told:
+        regrow.inspect(OneMapping(), separate)
+    text = "[words:1x16:int64:16,mask:1x16:int64]"
+    assert f"It runs on one mapping of them: '{text}'" in str(told.value)
+    assert "MACs for " + text in str(regrow.inspect(OneMapping(), text))
+    with pytest.raises(TraceError, match=r"Unknown input 'word'.*forward names\.$"):
+        regrow.inspect(OneMapping(), separate.replace("words", "word"))
+
+
 @pytest.mark.parametrize("inputs", [f"{TOKENS} attention_maks:1x16:int64", "inputids:1x16:int64"])
 def test_every_command_refuses_a_misspelt_input(inputs: str) -> None:
     for use in (regrow.inspect, lambda n, x: regrow.compress(n, x, sparsity=0.5, batches=())):

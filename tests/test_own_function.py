@@ -72,10 +72,9 @@ def told(losses: str, rates: str = "[0.2] * budget.epochs") -> str:
 def compared(**options: Any) -> ComparisonResult:
     chosen = {"amounts": {"sparsity": 0.5}, "budget": 4, "seeds": 2} | options
     metric = {"name": "accuracy", "num_test": 32, "chance": 0.1}
+    network = {"network": "nets.py:mlp", "input": "1x4"}
     found: ComparisonResult = regrow.compare(
-        {"network": "nets.py:mlp", "input": "1x4"},
-        "mine.py:train",
-        **{"metric": metric, "workers": 0} | chosen,
+        **{"network": network, "train": "mine.py:train", "metric": metric, "workers": 0} | chosen,
     )
     return found
 
@@ -213,6 +212,19 @@ def test_a_score_that_is_no_number_stops_the_others_when_it_repeats(
         "Missing: unpruned (seeds 0, 1 and 2), pruned (seeds 0, 1 and 2), fine-tune (seeds 0, 1 "
         "and 2) and scratch-e (seeds 0, 1 and 2)."
     ) in found.answer
+
+
+def test_what_runs_once_for_all_seeds_is_not_missing_for_each_of_them(tmp_path: Path) -> None:
+    torch.save(regrow.ModelOrigin("nets.py:mlp").build().state_dict(), "weights.pt")
+    (tmp_path / "mine.py").write_text(HEAD + "return 0.5 if model[0].out_features == 12 else float('nan')\n")
+    found = compared(
+        network={"network": "nets.py:mlp", "input": "1x4", "weights": "weights.pt"},
+        arms=["unpruned", "pruned", "fine-tune"],
+        seeds=3,
+        out="here",
+    )
+    assert "Missing: pruned and fine-tune (seeds 0, 1 and 2)." in found.answer
+    assert "Of 5 results 1 are finished, 2 failed and 2 have not run" in str(found)
 
 
 def test_a_training_that_diverges_stops_no_other_once_one_succeeded(tmp_path: Path) -> None:

@@ -341,10 +341,22 @@ def test_times_that_differ_too_much_are_flagged(here: Path) -> None:
     steady, rough = (Spread.of([1.0, 1.0, 1.0 + off, 1.0 + off]) for off in (0.05, 0.5))
     for after, flagged in ((steady, False), (rough, True)):
         card = replace(cut.card, speeds=[SpeedPair(batch=8, before=steady, after=after)])
-        assert ("These times are rough (batch 8" in str(card)) is flagged
+        assert ("The times at batch 8 are rough (" in str(card)) is flagged
         assert ("At batch 8 it is roughly " in str(card)) is flagged
-        assert ("These times are rough" in card.to_markdown()) is flagged
+        assert ("The times at batch 8 are rough" in card.to_markdown()) is flagged
         assert card.to_json()["speeds"][0]["noisy"] is flagged
+
+
+def test_rough_times_at_one_batch_size_do_not_take_back_the_speed_up_at_another(here: Path) -> None:
+    cut = regrow.compress(regrow.ModelOrigin("nets.py:build").build(), "1x1x8x8", sparsity=0.5)
+    steady, rough = (Spread.of([1.0, 1.0, 1.0 + off, 1.0 + off]) for off in (0.05, 0.5))
+    speeds = [SpeedPair(batch=b, before=t, after=t) for b, t in ((1, rough), (64, steady))]
+    text = str(replace(cut.card, speeds=speeds))
+    assert "At batch 64 it is 1.00 times" in text
+    assert "The times at batch 1 are rough (" in text
+    assert "They show no speed-up at batch 1: " in text
+    both = str(replace(cut.card, speeds=[replace(speed, before=rough) for speed in speeds]))
+    assert "They show no speed-up at batch 1 or 64: " in both
 
 
 @pytest.mark.usefixtures("here")

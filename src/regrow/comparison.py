@@ -200,12 +200,17 @@ def compare(
 def _gaps(results: Results) -> Iterator[str]:
     """Describe the failures, and say which runs are missing."""
     yield from (f"Failed: {line}" for line in failure_lines(results.failures))
-    missing: dict[str, list[str]] = {}
+    seeds_of: dict[str, set[int]] = {}
+    for run in results.runs:
+        seeds_of.setdefault(run.job, set()).add(run.seed)
+    missing: dict[str, dict[str, None]] = {}
     for run in results.runs:
         if not run.done:
-            missing.setdefault(run.arm, []).append(str(run.seed))
+            seeds = missing.setdefault(run.arm, {})
+            if len(seeds_of[run.job]) == 1:  # else one measurement serves all seeds
+                seeds[str(run.seed)] = None
     rows = [
-        f"{arm} (seed{'s' if len(seeds) > 1 else ''} {listed([*dict.fromkeys(seeds)])})"
+        f"{arm} (seed{'s' if len(seeds) > 1 else ''} {listed([*seeds])})" if seeds else arm
         for arm, seeds in missing.items()
     ]
     if rows:

@@ -240,10 +240,10 @@ class Card:
         noisy = [str(speed.batch) for speed in self.speeds if speed.noisy]
         if noisy:
             lines.append(
-                f"These times are rough (batch {' and '.join(noisy)}: quartiles more than "
+                f"The times at batch {' and '.join(noisy)} are rough (quartiles more than "
                 f"{NOISY:.0%} of the median apart): other work ran on this machine, or a network "
-                "takes too little time to be timed well. They show no speed-up: measure on an idle "
-                "machine."
+                f"takes too little time to be timed well. They show no speed-up at batch "
+                f"{' or '.join(noisy)}: measure on an idle machine."
             )
         return lines
 

@@ -44,6 +44,7 @@ from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, 
 from regrow.report.rows import (
     Run,
     metrics_of,
+    once,
     row_columns,
     run_columns,
     runs_frame,
@@ -296,12 +297,13 @@ def writing(folder: Path) -> Iterator[Path]:
 def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
     """List limitations that the runs themselves show."""
     limits = []
-    done = sum(run.done for run in runs)
-    failed = sum(run.status == "failed" for run in runs)
-    if done < len(runs):
+    measured = once(runs)
+    done = sum(run.done for run in measured)
+    failed = sum(run.status == "failed" for run in measured)
+    if done < len(measured):
         limits.append(
-            f"Of {len(runs)} results (one per row and seed) {done} are finished, {failed} failed "
-            f"and {len(runs) - done - failed} have not run: rows with fewer seeds say so."
+            f"Of {len(measured)} results {done} are finished, {failed} failed and "
+            f"{len(measured) - done - failed} have not run: rows with fewer seeds say so."
         )
     capped = [run for run in runs if run.capped]
     if capped:

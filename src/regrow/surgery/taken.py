@@ -167,7 +167,19 @@ def check_names(network: nn.Module, example: Any) -> None:
             raise TraceError(
                 f"{unknown('input', name, taken.names)} These are the inputs that "
                 f"{type(network).__name__}.forward names{others if taken.others else ''}."
+                f"{_mapping_hint(network, given)}"
             )
+
+
+def _mapping_hint(network: nn.Module, given: Mapping[str, Any]) -> str:
+    """Return how to give several inputs as one mapping, if the network runs on it; else ""."""
+    try:
+        text = inputs_of((given,))
+        with evaluating(network), torch.no_grad():
+            call(network, (dict(given),))
+    except Exception:  # whatever the network's own code raises
+        return ""
+    return f" It runs on one mapping of them: '{text}' as the input, or (mapping,) in Python."
 
 
 def _unread(network: nn.Module, example: Any, given: Mapping[str, Any]) -> set[str]:
