@@ -79,6 +79,55 @@ def test_a_network_of_another_architecture_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "net").exists()
 
 
+CODE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x)))
+"""
+
+
+@pytest.fixture
+def by_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(CODE)
+    (tmp_path / "moved.py").write_text(f"{CODE}\n# with a remark\n")
+    (tmp_path / "changed.py").write_text(CODE.replace("nn.ReLU()", "nn.Tanh()"))
+    (tmp_path / "noisy.py").write_text(CODE.replace("self.b(", "torch.rand(1) * self.b("))
+    return tmp_path
+
+
+def test_a_network_whose_code_has_changed_since_it_was_saved_is_told(by_code: Path) -> None:
+    origin = regrow.ModelOrigin("nets.py:Net")
+    regrow.save("net", origin.build(), Architecture(model=origin, shape=(1, 4)))
+    regrow.load(by_code / "net", code="moved.py:Net")  # without a warning
+    with pytest.warns(UserWarning, match=r"other outputs than when it was saved.*changed\.py:Net"):
+        regrow.load("net", code="changed.py:Net")
+
+
+def test_a_network_that_was_changed_besides_its_weights_is_not_saved(by_code: Path) -> None:
+    origin = regrow.ModelOrigin("nets.py:Net")
+    net = origin.build()
+    net.act = nn.GELU()
+    with pytest.raises(ConfigError, match="other outputs than the one that is rebuilt from"):
+        regrow.save("net", net, Architecture(model=origin, shape=(1, 4)))
+    assert not (by_code / "net").exists()
+
+
+def test_a_network_that_draws_random_numbers_is_saved_without_its_outputs(by_code: Path) -> None:
+    origin = regrow.ModelOrigin("noisy.py:Net")
+    regrow.save("net", origin.build(), Architecture(model=origin, shape=(1, 4)))
+    assert "outputs" not in json.loads((by_code / "net" / "architecture.json").read_text())
+    regrow.load("net", code="noisy.py:Net")  # without a warning
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"Cannot write the network to .*net.* Name a folder"):
@@ -155,6 +204,8 @@ CONV = ("cuts", 0, "features.conv1")
         (("shape",), None, "This architecture is damaged"),
         (("model",), None, "This architecture is damaged"),
         (("model",), {"nane": "vgg"}, "This architecture is damaged"),
+        (("outputs",), [0.5], "damaged: its 'outputs'"),
+        (("outputs",), [["a", 1.0]], "damaged: its 'outputs'"),
         (("cuts",), 3, "This architecture is damaged"),
         (("cuts", 0), [1], "This architecture is damaged"),
         ((*CONV, "kept"), [0, 6], "This architecture is damaged .*units outside 0 to 5"),

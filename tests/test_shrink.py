@@ -231,7 +231,7 @@ def test_a_network_that_is_built_otherwise_each_time_is_not_written(
         *("shrink", "nets.py:Random", "--input", "1x4", "--sparsity", "0.5", "--out", "small")
     )
     assert done.code == 2
-    assert "computes other outputs than the one that was cut" in done.text
+    assert "computes other outputs than the one that is rebuilt from" in done.text
     assert not (here / "small").exists()
 
 

@@ -7,6 +7,7 @@ may come from anywhere.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,6 +37,7 @@ from regrow.models.origins import ModelOrigin
 from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.fold import fold
 from regrow.surgery.mask import Mask
+from regrow.surgery.sample import FAR, Sample, distance, is_sample, sample
 from regrow.surgery.taken import check_keep, check_network
 
 FORMAT = 1
@@ -235,7 +237,8 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
     """Write a network's ``architecture.json`` and ``weights.safetensors`` into a folder.
 
     Raises:
-        ConfigError: the network is not one of this architecture, or the folder cannot be written.
+        ConfigError: the network is not one of this architecture, or computes something else than
+            what is built from it, or the folder cannot be written.
     """
     if not isinstance(architecture, Architecture):
         raise ConfigError(
@@ -248,11 +251,22 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
     state = model.state_dict()
     if isinstance(architecture.model, ModelOrigin):
         architecture = replace(architecture, model=architecture.model.resolved())
-    _check_fit(architecture.build(), state)
+    again = architecture.build()
+    _check_fit(again, state)
+    outputs = sample(model, architecture.example())
+    again.load_state_dict(state)
+    if _changed(again, architecture, outputs):
+        raise ConfigError(
+            f"This network computes other outputs than the one that is rebuilt from "
+            f"{architecture.model!r} with its weights. It was changed after it was built (other "
+            "activations, strides, hooks), or is built otherwise each time: make what differs an "
+            "argument or a buffer of the code that builds it."
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         save_tensors(path / WEIGHTS, state)
-        content = {**architecture.to_json(), "weights": digest_of(state)}
+        sampled = {} if outputs is None else {"outputs": outputs}
+        content = {**architecture.to_json(), "weights": digest_of(state), **sampled}
         write_synced(path / ARCHITECTURE, sealed(content, ARCHITECTURE))
     except (OSError, SafetensorError) as error:
         raise ConfigError(
@@ -263,6 +277,8 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
 
 def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
     """Rebuild a network from a folder that ``save`` wrote, in evaluation mode.
+
+    Warns if it computes other outputs than when it was saved, because its code has changed.
 
     Args:
         folder: the folder that ``save`` wrote.
@@ -277,7 +293,7 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
     path = path_of(folder, "The folder that regrow.load reads")
     if code is not None:
         text(code, "code")
-    architecture, digest, weights = _read(path, code)
+    architecture, value, weights = _read(path, code)
     try:
         model = architecture.build()
     except TraceError as error:
@@ -298,17 +314,31 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
         raise StoreError(
             f"The weights in '{path / WEIGHTS}' do not fit its architecture. {error}"
         ) from error
-    if digest_of(weights) != digest:
+    if digest_of(weights) != value.get("weights"):
         raise Damaged(
             f"'{path / WEIGHTS}' is damaged: its weights are not those that were saved with "
             f"{ARCHITECTURE}. Save the network anew."
         )
     model.load_state_dict(weights)
+    if _changed(model, architecture, value.get("outputs")):
+        warnings.warn(
+            f"The network in '{path}' computes other outputs than when it was saved: its weights "
+            f"are the same, so {architecture.code or 'the code of its library'} has changed since.",
+            stacklevel=2,
+        )
     return model.eval()
 
 
-def _read(path: Path, code: str | None) -> tuple[Architecture, Any, dict[str, Tensor]]:
-    """Return a folder's architecture, the digest of the weights, and the weights."""
+def _changed(model: nn.Module, architecture: Architecture, outputs: Sample | None) -> bool:
+    """Return whether a network's outputs are far from a sample of them; False if there is none."""
+    if outputs is None:
+        return False
+    found = sample(model, architecture.example())
+    return found is None or distance(found, outputs) > FAR
+
+
+def _read(path: Path, code: str | None) -> tuple[Architecture, dict[str, Any], dict[str, Tensor]]:
+    """Return a folder's architecture, what its file holds, and the weights."""
     file = path / ARCHITECTURE
     try:
         value = unsealed(read_file(file), ARCHITECTURE)
@@ -322,7 +352,9 @@ def _read(path: Path, code: str | None) -> tuple[Architecture, Any, dict[str, Te
     except ValueError as error:
         raise Damaged(f"'{file}' is damaged: {error}. Save the network anew.") from error
     architecture = _by_code(Architecture.from_json(value), code, path)
-    return architecture, value.get("weights"), weights
+    if not is_sample(value.get("outputs", [])):
+        raise Damaged(f"'{path / ARCHITECTURE}' is damaged: its 'outputs'. Save the network anew.")
+    return architecture, value, weights
 
 
 def unreadable(folder: Path, error: Exception) -> str:
