@@ -66,6 +66,22 @@ def test_one_that_is_shown_to_be_better_than_each_other_is_recommended() -> None
     )
 
 
+def test_none_is_recommended_if_the_best_is_not_above_chance() -> None:
+    rows = (
+        WHOLE,
+        row("fine-tune", [12.0, 12.1, 12.5, 12.2], num_test=100),
+        row("scratch-e", [10.0, 10.3, 10.0, 10.1], num_test=100),
+        row("scratch-b", [8.0, 8.5, 8.2, 8.1], num_test=100),
+    )
+    (found,) = told(*rows)
+    assert str(found) == (
+        "Which network to take? No conclusion: fine-tune has the best mean of the 3 compared, and "
+        "is not above chance (12.20 ± 0.22, and always naming the most frequent class 10.00)."
+    )
+    (found,) = told(*[[replace(run, num_test=10_000) for run in each] for each in rows])
+    assert found.short == "Take fine-tune"
+
+
 def test_a_smaller_one_that_is_not_shown_to_be_worse_is_named() -> None:
     (found,) = told(
         WHOLE,

@@ -1,8 +1,8 @@
 """Advice on which network of a comparison to take: its costs, and whether it is shown to be best.
 
-Of the smaller networks, the one with the best mean score is recommended only if each other is shown
-to be worse. They are compared over the seeds that all have, seed by seed, corrected by Holm over
-all pairs, because the best is chosen by the same numbers.
+Of the smaller networks, the one with the best mean score is recommended only if it is above chance
+and each other is shown to be worse. They are compared over the seeds that all have, seed by seed,
+corrected by Holm over all pairs, because the best is chosen by the same numbers.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from regrow.report.answer import Answer
 from regrow.report.budget_gains import at_largest
 from regrow.report.rows import Run, Table, by_seed, once
 from regrow.report.statistics import holm, mean_and_std, paired
+from regrow.report.validity import evidence, level
 from regrow.report.verdict import Verdict
 from regrow.tasks.metric import Metric
 
@@ -113,6 +114,13 @@ def _answer(contenders: Sequence[Contender], whole: Contender, without: Sequence
     # Of rows with the same mean, the smaller one first.
     ranked = sorted(rows, key=lambda row: (-metric.gain(row.mean), row.size("macs") or 0.0))
     best, others = ranked[0], ranked[1:]
+    known = evidence(best.runs)
+    if known is not None and known.above_chance is False:
+        text = (
+            f"{best.name} has the best mean of the {len(rows)} compared, and is not "
+            f"{metric.beats_baseline} ({level(known)})."
+        )
+        return Answer(question=QUESTION, short="No conclusion", text=text)
     ps = _corrected(ranked)
     tested = len(common) > 1
     clear = [row for row in others if tested and _below(ps[best.name, row.name])]

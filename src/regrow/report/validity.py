@@ -291,23 +291,23 @@ def _chance(
     sides = (first, second)
     whole = [p for p in parents if p is not None and p.above_chance is False]
     if whole:
-        yield Reason(rule="parent at chance", figures=_level(whole[0]))
+        yield Reason(rule="parent at chance", figures=level(whole[0]))
     low = [side for side in sides if side.above_chance is False]
     if len(low) == len(sides):
-        yield Reason(rule="arms at chance", figures="; ".join(dict.fromkeys(map(_level, low))))
+        yield Reason(rule="arms at chance", figures="; ".join(dict.fromkeys(map(level, low))))
     elif low:
-        yield Reason(rule="one arm at chance", figures=_level(low[0]))
+        yield Reason(rule="one arm at chance", figures=level(low[0]))
     if any(side.above_chance is None for side in sides):
         figures = f"the score of {first.metric.baseline} is not known"
         yield Reason(rule="chance unknown", figures=figures)
 
 
-def _level(evidence: Evidence) -> str:
+def level(evidence: Evidence) -> str:
     """Format an arm's score and that of the baseline."""
     assert evidence.chance is not None
     metric = evidence.metric
-    level = score(evidence.mean, evidence.std, evidence.n, digits=metric.digits)
-    return f"{level}, and {metric.baseline} {evidence.chance:.{metric.digits}f}"
+    own = score(evidence.mean, evidence.std, evidence.n, digits=metric.digits)
+    return f"{own}, and {metric.baseline} {evidence.chance:.{metric.digits}f}"
 
 
 def convergence(
