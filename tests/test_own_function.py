@@ -216,7 +216,9 @@ def test_a_score_that_is_no_number_stops_the_others_when_it_repeats(
 
 def test_what_runs_once_for_all_seeds_is_not_missing_for_each_of_them(tmp_path: Path) -> None:
     torch.save(regrow.ModelOrigin("nets.py:mlp").build().state_dict(), "weights.pt")
-    (tmp_path / "mine.py").write_text(HEAD + "return 0.5 if model[0].out_features == 12 else float('nan')\n")
+    (tmp_path / "mine.py").write_text(
+        HEAD + "return 0.5 if model[0].out_features == 12 else float('nan')\n"
+    )
     found = compared(
         network={"network": "nets.py:mlp", "input": "1x4", "weights": "weights.pt"},
         arms=["unpruned", "pruned", "fine-tune"],
