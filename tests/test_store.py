@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +147,21 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"not a store: it has no store.json but 'thesis.tex'"):
         Store.open(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("lost", [lambda file: file.write_text(""), Path.unlink])
+@pytest.mark.parametrize("create", [True, False])
+def test_how_to_restore_the_file_that_marks_a_store_is_told(
+    lost: Any, create: bool, tmp_path: Path
+) -> None:
+    Store.open(tmp_path)
+    lost(tmp_path / "store.json")
+    with pytest.raises(
+        StoreError, match=r'write {"format": 1} into its store\.json: its rec'
+    ) as told:
+        Store.open(tmp_path, create=create)
+    (tmp_path / "store.json").write_text(str(told.value).split(" write ")[1].split(" into")[0])
+    Store.open(tmp_path)
 
 
 def test_absent_store_is_not_made_when_only_read(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ digest of its tensors is the field "tensors". Tensors can have named parts: the 
 weights, and others.
 """
 
-import errno
 import json
 import os
 import re
@@ -56,12 +55,20 @@ from regrow.core.processes import fresh_name, is_litter
 from regrow.core.texts import visible
 from regrow.core.validation import path_of
 from regrow.errors import Damaged, Removed, StoreError, short
-from regrow.store.workspace import CHECKPOINT, Workspace, move_aside, remove
+from regrow.store.workspace import (
+    CHECKPOINT,
+    Workspace,
+    move_aside,
+    names_in,
+    remove,
+    replace_text,
+)
+
+FORMAT = 1  # of the layout of files
 
 if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does not need it
     from torch import Tensor
 
-FORMAT = 1
 TIMING, TENSORS = "timing", "tensors"  # fields of a record with its digest and its tensors' digest
 RECORD_FILE, TENSORS_FILE = "record.json", "tensors.safetensors"
 REMOVED_FILE = "tensors.removed"  # replaces tensors that were removed to save space
@@ -114,7 +121,7 @@ class Store:
             _check_version(root)
         except OSError as error:
             raise StoreError(
-                f"Cannot {'write' if create else 'read'} the store {root}: {_reason(error, root)}. "
+                f"Cannot {'write' if create else 'read'} the store {root}: {why(error, root)}. "
                 f"Choose another folder with --store."
             ) from error
         return cls(root)
@@ -146,9 +153,9 @@ class Store:
         not their tensors.
         """
         done = frozenset(_keys(self._records))
-        claimed = frozenset(_names(self._running)) - done
+        claimed = frozenset(names_in(self._running)) - done
         running = frozenset(k for k in claimed if is_held(self._running / k, self._watch))
-        failed = frozenset(name.removesuffix(".json") for name in _names(self._failed))
+        failed = frozenset(name.removesuffix(".json") for name in names_in(self._failed))
         failed = failed - done - running
         paused = frozenset(
             key for key in claimed - running - failed if (self._running / key / CHECKPOINT).exists()
@@ -254,7 +261,7 @@ class Store:
 
     def strip(self, key: str) -> None:
         """Remove the tensors of a finished job; its record stays, with their digest."""
-        _write(self._record(key) / REMOVED_FILE, "")
+        replace_text(self._record(key) / REMOVED_FILE, "")
         (self._record(key) / TENSORS_FILE).unlink(missing_ok=True)
 
     def drop(self, key: str) -> None:
@@ -276,7 +283,7 @@ class Store:
             if self.has(key):
                 return False
             raise StoreError(
-                f"Cannot write the record of job {key} to {final}: {_reason(error)}."
+                f"Cannot write the record of job {key} to {final}: {why(error)}."
             ) from error
         return True
 
@@ -295,7 +302,7 @@ class Store:
                 return move_aside(record if of_record else self._failure(key), self._aside / name)
             except OSError as error:
                 raise StoreError(
-                    f"Cannot move damaged files of job {key} to {self._aside}: {_reason(error)}."
+                    f"Cannot move damaged files of job {key} to {self._aside}: {why(error)}."
                 ) from error
 
     @contextmanager
@@ -312,7 +319,7 @@ class Store:
         workspace = Workspace(folder, lease, aside=self._aside)
         try:
             # Listing a folder refreshes it on NFS, so records written by other hosts are seen.
-            _names(self._records / key[:2])
+            names_in(self._records / key[:2])
             workspace.sweep()
             yield workspace
         finally:
@@ -351,7 +358,7 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
             if not self.has(key):
                 raise StoreError(
-                    f"Cannot write the record of job {key} to {final}: {_reason(error, final)}."
+                    f"Cannot write the record of job {key} to {final}: {why(error, final)}."
                 ) from error
             return False
         with suppress(OSError):  # the record is stored; ``tidy`` removes these files otherwise
@@ -373,10 +380,10 @@ class Store:
         failure |= {"traceback": traceback} | ({"may_pass": True} if may_pass else {})
         file = self._failure(key)
         try:
-            _write(file, sealed(failure, key))
+            replace_text(file, sealed(failure, key))
         except OSError as error:
             raise StoreError(
-                f"Cannot write the failure of job {key} to {file}: {_reason(error, file)}."
+                f"Cannot write the failure of job {key} to {file}: {why(error, file)}."
             ) from error
 
     def log(self, key: str, text: str) -> None:
@@ -414,7 +421,7 @@ class Store:
             with suppress(FileExistsError):  # if several processes decide at once, the first wins
                 os.link(fresh, file)
         except OSError as error:
-            raise StoreError(f"Cannot write {file}: {_reason(error, file)}.") from error
+            raise StoreError(f"Cannot write {file}: {why(error, file)}.") from error
         finally:
             remove(fresh)
         return self.decided(name)
@@ -422,15 +429,15 @@ class Store:
     def tidy(self) -> None:
         """Remove files left by processes of this host that were killed while writing."""
         for folder in (self.root, self._failed):
-            for name in _names(folder, hidden=True):
+            for name in names_in(folder, hidden=True):
                 if is_litter(name):
                     remove(folder / name)
-        for name in _names(self._failed):
+        for name in names_in(self._failed):
             key = name.removesuffix(".json")
             if key.isalnum() and self.has(key):
                 with suppress(OSError):  # a folder, which the store did not create
                     (self._failed / name).unlink(missing_ok=True)
-        for key in filter(str.isalnum, _names(self._running)):
+        for key in filter(str.isalnum, names_in(self._running)):
             folder = self._running / key
             ours = folder.is_dir() and not folder.is_symlink()
             if ours and (self.has(key) or not (folder / CHECKPOINT).exists()):
@@ -503,7 +510,7 @@ def _damaged(file: Path, why: object) -> Damaged:
 
 def _unreadable(file: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"Cannot read {file}: {_reason(error)}. Make it readable, or move it out of the store."
+        f"Cannot read {file}: {why(error)}. Make it readable, or move it out of the store."
     )
 
 
@@ -529,15 +536,16 @@ def _compare(stored: object, spec: Mapping[str, Any]) -> None:
 
 
 def _create(root: Path) -> None:
+    """Create a store in a folder, unless it is one; refuse a folder of something else."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / "store.json").exists():
-        foreign = sorted(name for name in _names(root) if name != "store.json")
+        foreign = sorted(names_in(root))
         if foreign:
             raise StoreError(
                 f"The folder {root} is not a store: it has no store.json but {foreign[0]!r}. "
-                f"Choose an empty or a new folder with --store."
+                f"Choose an empty or a new folder with --store{_or_restore(root)}."
             )
-        _write(root / "store.json", canonical_json({"format": FORMAT}))
+        replace_text(root / "store.json", canonical_json({"format": FORMAT}))
     _check_version(root)
     for name in ("records", "running", "failed"):
         (root / name).mkdir(exist_ok=True)
@@ -545,31 +553,30 @@ def _create(root: Path) -> None:
             raise PermissionError(13, "no permission to write", str(root / name))
 
 
-def _write(file: Path, text: str) -> None:
-    """Replace a file by a text, completely or not at all."""
-    fresh = file.with_name(fresh_name(file.stem))
-    try:
-        write_synced(fresh, text)
-        fresh.replace(file)
-    finally:
-        remove(fresh)
-
-
 def _check_version(root: Path) -> None:
+    """Raise a ``StoreError`` if a folder is not a store of this format."""
     file = root / "store.json"
     if not file.exists():
-        raise StoreError(f"There is no store at {root}. Run a study first, or give --store.")
+        remedy = f"Run a study first, or give --store{_or_restore(root)}"
+        raise StoreError(f"There is no store at {root}. {remedy}.")
     try:
         version = parsed(read_file(file)).get("format")
     except ValueError as error:
         raise StoreError(
-            f"{file} is damaged: {error}. Choose another folder with --store."
+            f"{file} is damaged: {error}. Choose another folder with --store{_or_restore(root)}."
         ) from error
     if version != FORMAT:
         raise StoreError(
             f"The store {root} has format {version!r}, this regrow reads format {FORMAT}. Use the "
             f"version of regrow that wrote it, or choose another folder with --store."
         )
+
+
+def _or_restore(root: Path) -> str:
+    """Return how to go on with the records of a store whose ``store.json`` is lost, if any."""
+    content = f'{{"format": {FORMAT}}}'
+    lost = f", or write {content} into its store.json: its records are checked when they are read"
+    return lost if (root / "records").is_dir() else ""
 
 
 def _difference(stored: object, wanted: object, *, at: str) -> str:
@@ -581,20 +588,6 @@ def _difference(stored: object, wanted: object, *, at: str) -> str:
     return f"its {at!r} is {short(stored)}, this study asks for {short(wanted)}"
 
 
-def _names(folder: Path, *, hidden: bool = False) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.name.startswith(".") == hidden]
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return []  # absent, or a file or link that the store did not create
-        raise StoreError(f"Cannot read the store: {_reason(error)}.") from error
-
-
 def _keys(records: Path) -> Iterator[str]:
-    for start in _names(records):
-        yield from (name for name in _names(records / start) if name[:2] == start)
-
-
-def _reason(error: Exception, place: Path | None = None) -> str:
-    return why(error, place)
+    for start in names_in(records):
+        yield from (name for name in names_in(records / start) if name[:2] == start)

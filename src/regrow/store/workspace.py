@@ -1,5 +1,6 @@
-"""The working folder of an unfinished job: its lease, progress and checkpoint."""
+"""The working folder of an unfinished job, and how files of a store are replaced and listed."""
 
+import errno
 import os
 import re
 import shutil
@@ -17,10 +18,12 @@ from regrow.core.digests import (
     save_tensors,
     sealed,
     unsealed,
+    write_synced,
 )
+from regrow.core.disk import why
 from regrow.core.leases import Lease
 from regrow.core.processes import fresh_name
-from regrow.errors import ClaimLost, Damaged
+from regrow.errors import ClaimLost, Damaged, StoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,3 +142,24 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Replace a file by a text, completely or not at all."""
+    fresh = file.with_name(fresh_name(file.stem))
+    try:
+        write_synced(fresh, text)
+        fresh.replace(file)
+    finally:
+        remove(fresh)
+
+
+def names_in(folder: Path, *, hidden: bool = False) -> list[str]:
+    """Return the names in a folder: those that begin with a dot, or all others."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.name.startswith(".") == hidden]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []  # absent, or a file or link that the store did not create
+        raise StoreError(f"Cannot read the store: {why(error)}.") from error
