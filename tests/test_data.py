@@ -340,3 +340,11 @@ def test_data_set_is_added_by_one_file(tmp_path: Path) -> None:
     before = fingerprint(spec)
     file.write_text(OWN_FILE + "\n# edited\n")
     assert fingerprint(spec) != before
+
+
+def test_data_that_are_read_in_another_way_have_another_fingerprint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = fingerprint(DataSpec("digits"))
+    monkeypatch.setitem(DATASETS._revisions, "digits", 2)
+    assert fingerprint(DataSpec("digits")) != before

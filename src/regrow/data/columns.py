@@ -269,7 +269,7 @@ def _digest_of(suffix: str) -> Any:
     return digest
 
 
-@register_data("safetensors:", content=_digest_of(".safetensors"))
+@register_data("safetensors:", content=_digest_of(".safetensors"), revision=2)  # of all files
 def safetensors_columns(spec: DataSpec) -> Arrays:
     """Read named tensors as columns, from one file or from a folder with a file for each split."""
     from safetensors import SafetensorError
@@ -301,7 +301,7 @@ def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-@register_data("parquet:", content=_digest_of(".parquet"))
+@register_data("parquet:", content=_digest_of(".parquet"), revision=2)  # without an index
 def parquet_columns(spec: DataSpec) -> Arrays:
     """Read the columns of one Parquet file, or of a folder with files for each split."""
     import pyarrow as pa

@@ -187,7 +187,7 @@ def fingerprint(spec: DataSpec) -> str:
         return entry.identity(spec)
     content = entry.content(spec) if entry.content is not None else entry.name
     options = {k: v for k, v in spec.to_json().items() if k not in ("name", "root")}
-    key = DATASETS.key(spec.name)
+    key = DATASETS.identity(DATASETS.key(spec.name))
     identity = [VERSION, key, DATASETS.code(spec.name), content, options]
     if spec.on_error == "skip":
         raw = entry.read(spec)

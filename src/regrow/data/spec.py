@@ -193,19 +193,20 @@ def register_data(
     *,
     content: Callable[[DataSpec], str] | None = None,
     identity: Callable[[DataSpec], str] | None = None,
+    revision: int = 1,
 ) -> Callable[[F], F]:
     """Register a function under a name, or a prefix such as ``folder:``.
 
     ``content`` returns a text that identifies the images and is cheap to compute; it becomes part
     of the keys of results. Without it, the name and the code of the registering file identify the
     content, so a data set that reads files should have one. ``identity`` instead returns the whole
-    fingerprint, including the options that matter.
+    fingerprint, including the options that matter. Raise the ``revision`` of a built-in name when
+    it reads other examples from the same files.
     """
 
     def register(read: F) -> F:
-        DATASETS.add(
-            name, DataEntry(name=name, read=read, content=content, identity=identity), origin=read
-        )
+        entry = DataEntry(name=name, read=read, content=content, identity=identity)
+        DATASETS.add(name, entry, origin=read, revision=revision)
         return read
 
     return register

@@ -57,7 +57,7 @@ def _bytes(spec: DataSpec) -> bytes:
         ) from error
 
 
-@register_data("csv:", content=_digest)
+@register_data("csv:", content=_digest, revision=2)  # without an index
 def csv_table(spec: DataSpec) -> Arrays:
     """Read a table of numbers with a header; the target is the last column or ``target``.
 
