@@ -322,3 +322,79 @@ def test_all_files_of_a_split_are_read(tmp_path: Path) -> None:
     found = load(DataSpec(f"safetensors:{tmp_path}"))
     assert (len(found.train), len(found.test)) == (20, 10)
     assert found.train.batch(torch.arange(20))["a"].tolist() == [*range(10, 30)]
+
+
+def rows_of(first: int, num: int) -> Columns:
+    rows = np.arange(first, first + num)
+    return {"a": rows.astype(np.float32), "b": -rows.astype(np.float32), "label": rows % 2}
+
+
+def folder_of(path: Path, files: dict[str, Columns]) -> DataSpec:
+    for name, values in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(values, path / name)
+    return DataSpec(f"safetensors:{path}")
+
+
+def test_files_are_split_by_the_names_of_their_folders(tmp_path: Path) -> None:
+    files = {f"{split}/0000.safetensors": rows_of(n, n) for split, n in (("train", 8), ("test", 4))}
+    found = load(folder_of(tmp_path, files))
+    assert (len(found.train), len(found.test)) == (8, 4)
+    assert found.test.batch(torch.arange(4))["a"].tolist() == [4, 5, 6, 7]
+
+
+def test_a_file_of_no_split_beside_others_is_not_trained_on(tmp_path: Path) -> None:
+    files = {"train": rows_of(0, 8), "test": rows_of(8, 4), "unsupervised": rows_of(12, 6)}
+    found = load(folder_of(tmp_path, {f"{n}.safetensors": v for n, v in files.items()}))
+    assert (len(found.train), len(found.test)) == (8, 4)
+    assert "match no split: unsupervised.safetensors." in found.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("b/train.safetensors", r"several configurations \(., b\)"),
+        ("train_full.safetensors", r"several train splits \(train, train_full\)"),
+    ],
+)
+def test_files_of_several_data_sets_are_refused(second: str, message: str, tmp_path: Path) -> None:
+    spec = folder_of(tmp_path, {"train.safetensors": rows_of(0, 8), second: rows_of(8, 8)})
+    with pytest.raises(DataError, match=message):
+        load(spec)
+
+
+def test_tokens_are_the_input_ids_whatever_comes_first(tmp_path: Path) -> None:
+    ids = columns()["input_ids"]
+    ids[0, 0] = VOCABULARY - 1
+    places = np.tile(np.arange(LENGTH), (NUM, 1))
+    found = read(tmp_path, {"a_positions": places, "input_ids": ids, "labels": ids})
+    assert (found.task, found.vocabulary) == ("next-token", VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([1.0, 2.0, 3.0, 1.0], [1, 2], "are numbers in train and whole numbers in test"),
+        ([0.0, 1.0, math.nan, 1.0], [0, 1], "a missing value makes numbers of whole numbers"),
+        ([True, False, True, False], [0, 1], "are truths in train and whole numbers in test"),
+        (["1", "2", "3", "1"], [1, 2], "are texts in train and whole numbers in test"),
+    ],
+)
+def test_targets_of_another_kind_in_the_test_split_are_refused(
+    train: list[Any], test: list[Any], message: str, tmp_path: Path
+) -> None:
+    inputs = np.arange(6, dtype=np.float32)
+    splits = {"train": (inputs[:4], train), "test": (inputs[4:], test)}
+    values = {
+        f"{n}_{s}": np.array(v) for s, (x, y) in splits.items() for n, v in (("x", x), ("y", y))
+    }
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, values)
+    if not any(isinstance(y, (str, bool)) or math.isnan(y) for y in train):
+        assert read(tmp_path, values, task="regression").task == "regression"
+
+
+def test_texts_are_not_regressed(tmp_path: Path) -> None:
+    values = {"x": np.arange(4, dtype=np.float32), "y": np.array(["a", "b", "a", "b"])}
+    with pytest.raises(DataError, match="task is regression, and the targets are texts in train"):
+        read(tmp_path, values, task="regression")

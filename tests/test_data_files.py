@@ -148,10 +148,9 @@ DAMAGED_PNG = png(2)[:60]
         (rewrite(PNGS, [0, None, 0, None]), r"row 1: the label is null \(2 in all\)"),
         (rewrite([None] * 4, [0, 1, 0, 1]), r"row 0: neither this row nor those after it.*Embed"),
         (rewrite(PNGS, ["a", "b", "a", "b"]), "the labels of test are of the type int64.*string"),
-        (rewrite(PNGS, [0, 1, 2, 2]), "the classes differ: train has 3, test has 2; only one"),
         (rewrite(PNGS, [0, 1, 0, 1], names=["1", "0"]), "the classes differ.*their order differs"),
         (rewrite(PNGS, [1, 1, 1, 1]), "row 0: the label is 0, and the first class is 1"),
-        (rewrite(PNGS, [0, 0, 2, 2]), "the classes differ: train has 3, test has 2"),
+        (rewrite(PNGS, [0, 0, 2, 2]), "the class '1' has no training image"),
         (
             rewrite([], pa.array([], pa.int64())),
             "nothing is left of the training split: it",
@@ -200,6 +199,47 @@ def test_several_configurations_are_refused(tmp_path: Path) -> None:
     parquet_folder(tmp_path / "x" / "two")
     with pytest.raises(DataError, match=r"several configurations \(one/data, two/data\)"):
         fingerprint(DataSpec(f"hf:{tmp_path / 'x'}"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        ("train-00000-of-00001.parquet", "train_extra-0.parquet", "train, train_extra"),
+        ("train_small.parquet", "train_full.parquet", "train_full, train_small"),
+        ("train.parquet", "train_val.parquet", "train, train_val"),
+        ("train/0000.parquet", "train_10percent/0000.parquet", "train, train_10percent"),
+    ],
+)
+def test_several_splits_of_one_kind_are_refused(
+    first: str, second: str, both: str, tmp_path: Path
+) -> None:
+    for name in (first, second):
+        write_parquet(tmp_path / name, list(PNGS), [0, 1, 0, 1])
+    with pytest.raises(DataError, match=rf"holds several train splits \({both}\)"):
+        fingerprint(DataSpec(f"hf:{tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("train-00000-of-00002-9df3e0c4b0b8ae2c.parquet", "train-00001-of-00002-1bc5.parquet"),
+        ("train_part1.parquet", "train_part2.parquet"),
+        ("training_data-0.parquet", "training_data-1.parquet"),
+    ],
+)
+def test_numbered_files_are_one_split(first: str, second: str, tmp_path: Path) -> None:
+    for name in (first, second):
+        write_parquet(tmp_path / name, list(PNGS), [0, 1, 0, 1])
+    found = load(DataSpec(f"hf:{tmp_path}"))
+    assert len(found.train) + len(found.test) == 8
+
+
+def test_the_name_of_the_folder_says_the_split_only_of_files_that_do_not(tmp_path: Path) -> None:
+    for name in ("train", "extra"):
+        write_parquet(tmp_path / "my-test" / f"{name}.parquet", list(PNGS) * 2, [0, 1] * 4)
+    found = load(DataSpec(f"hf:{tmp_path / 'my-test'}"))
+    assert len(found.train) + len(found.test) == 8
+    assert "match no split: extra.parquet." in found.notices[0]
 
 
 @pytest.mark.parametrize("act", [load, fingerprint])

@@ -199,3 +199,48 @@ def test_named_labels_from_one_are_said_so(tmp_path: Path) -> None:
     write_parquet(next(base.rglob("train-*")), [png(1), png(2)], [1, 2], names=["cat", "dog"])
     with pytest.raises(DataError, match=r"the label 2 is outside .* They begin at 1: subtract 1"):
         load(DataSpec(f"hf:{base}"))
+
+
+@pytest.mark.parametrize("names", [None, ["cat", "dog", "emu"]])
+def test_a_test_split_may_lack_the_last_class(names: list[str] | None, tmp_path: Path) -> None:
+    images: list[bytes | None] = [png(n) for n in range(5)]
+    write_parquet(tmp_path / "x" / "train-0.parquet", images[:3], [0, 1, 2], names=names)
+    write_parquet(tmp_path / "x" / "test-0.parquet", images[3:], [0, 1])
+    dataset = load(DataSpec(f"hf:{tmp_path / 'x'}"))
+    assert dataset.classes == (("0", "1", "2") if names is None else tuple(names))
+    assert dataset.test.labels.tolist() == [0, 1]
+    assert f"No test image is of 1 of the 3 classes ('{dataset.classes[2]}')" in dataset.notices[0]
+
+
+def with_columns(base: Path, described: str, **columns: list[Any]) -> DataSpec:
+    """Write images with columns, of which ``described`` is a ClassLabel."""
+    num = len(columns[described])
+    feature = {"_type": "ClassLabel", "names": [str(n) for n in range(num)]}
+    text = json.dumps({"info": {"features": {described: feature}}})
+    base.mkdir()
+    for first, split in enumerate(("train", "test")):
+        table = pa.table({"image": [png(10 * first + n) for n in range(num)], **columns})
+        pq.write_table(
+            table.replace_schema_metadata({"huggingface": text}), base / f"{split}.parquet"
+        )
+    return DataSpec(f"hf:{base}")
+
+
+@pytest.mark.parametrize("label", [[0, 0, 1, 1], ["b", "b", "c", "c"]])
+def test_a_described_column_is_not_preferred_to_one_called_label(
+    label: list[Any], tmp_path: Path
+) -> None:
+    spec = with_columns(tmp_path / "x", "gender", label=label, gender=[0, 1, 2, 3])
+    with pytest.raises(
+        DataError, match=r"expected one column of class labels .*, got gender, label"
+    ):
+        load(spec)
+    named = load(DataSpec(spec.name, label_column="label"))
+    assert named.train.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_another_column_called_like_labels_is_said(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"label": ["b", "c", "b", "a"], "labels": [0, 1, 2, 3]}
+    dataset = load(with_columns(tmp_path / "x", "labels", **columns))
+    assert dataset.train.labels.tolist() == [0, 1, 2, 3]
+    assert "The column 'labels' is read; others hold labels too (label)" in dataset.notices[0]

@@ -162,6 +162,28 @@ def test_text_is_windows_of_bytes_and_the_byte_behind_each(tmp_path: Path) -> No
     assert (found.task, found.vocabulary) == ("language-modelling", 256)
 
 
+def test_texts_are_split_by_the_words_in_their_names(tmp_path: Path) -> None:
+    for name in ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens", "README"):
+        (tmp_path / name).write_text(name * 3)
+    found = load(DataSpec(f"text:{tmp_path}", length=3))
+    assert found.validation is not None
+    for part, name in ((found.train, "train"), (found.validation, "valid"), (found.test, "test")):
+        text = f"wiki.{name}.tokens" * 3
+        assert part.batch(torch.tensor([0, 1])).flatten().tolist() == [*text[:6].encode()]
+        assert len(part) == (len(text) - 1) // 3
+    assert (
+        "these files are not read, because their names match no split: 'README'."
+        in (found.notices[0])
+    )
+
+
+def test_books_whose_titles_hold_a_word_for_a_split_are_trained_on(tmp_path: Path) -> None:
+    for name in ("a test of time.txt", "another.txt"):
+        (tmp_path / name).write_text(name * 9)
+    found = load(DataSpec(f"text:{tmp_path}", length=3))
+    assert len(found.train) + len(found.test) == (len("a test of time.txtanother.txt") * 9 - 1) // 3
+
+
 def test_results_are_keyed_by_content_wherever_it_lies(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     here, there = (material_of(DataSpec(table(f))) for f in (tmp_path, tmp_path / "other"))

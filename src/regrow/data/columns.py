@@ -23,7 +23,7 @@ from regrow.data.base import Arrays, Rows
 from regrow.data.files import files_below
 from regrow.data.named import NamedInputs
 from regrow.data.spec import DataSpec, register_data
-from regrow.data.splits import split_within
+from regrow.data.split_files import SplitFiles, split_files
 from regrow.errors import ConfigError, DataError, short, unknown
 
 Columns = Mapping[str, NDArray[Any]]
@@ -33,7 +33,9 @@ BYTES_A_VALUE = 24  # one copy each: as read, as int64 or float64, and as a tens
 MOST_CLASSES = 2**22  # more than any vocabulary has
 NEXT = "next-token"
 TARGETS = ("labels", "label", "targets", "target", "y")
-MASK = "attention_mask"  # its name in transformers: 0 where a token is padding
+# Names in transformers; the mask is 0 where a token is padding.
+IDS, MASK = "input_ids", "attention_mask"
+KINDS = {"i": "whole numbers", "u": "whole numbers", "f": "numbers", "b": "truths"}
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
@@ -84,6 +86,7 @@ def labelled(
     """
     for split, y in targets.items():
         _check_present(y, of=f"the {split} split of {spec.name!r}")
+    _check_kinds(targets, spec)
     numbers = spec.task == REGRESSION or all(y.dtype.kind == "f" for y in targets.values())
     names = () if numbers else class_names([*targets.values()])
     task = REGRESSION if numbers else TOKENS if targets["train"].ndim > 1 else CLASSIFICATION
@@ -114,6 +117,24 @@ def _check_present(targets: NDArray[Any], *, of: str) -> None:
         )
 
 
+def _check_kinds(targets: Columns, spec: DataSpec) -> None:
+    """Raise a ``DataError`` for targets of other kinds in another split: they would differ."""
+    kinds = {split: KINDS.get(y.dtype.kind, "texts") for split, y in targets.items()}
+    found = {*kinds.values()}
+    said = " and ".join(f"{kind} in {split}" for split, kind in kinds.items())
+    if spec.task == REGRESSION:
+        if not found <= {"numbers", "whole numbers"}:
+            raise DataError(
+                f"Data set {spec.name!r}: the task is regression, and the targets are {said}. "
+                "Give the column of numbers as 'target', or another task."
+            )
+    elif len(found) > 1:
+        raise DataError(
+            f"Data set {spec.name!r}: the targets are {said}. Store the same type in each split; "
+            "a missing value makes numbers of whole numbers."
+        )
+
+
 def _target(columns: Columns, spec: DataSpec) -> str | None:
     if spec.target is not None and spec.target not in columns:
         raise ConfigError(f"Data set {spec.name!r}: {unknown('target', spec.target, [*columns])}")
@@ -134,9 +155,13 @@ def _input(name: str, values: NDArray[Any], spec: DataSpec) -> Tensor:
 
 
 def _tokens(inputs: Mapping[str, Tensor]) -> str | None:
-    """Return the input that holds tokens: the first 2-d integer one that is not a 0/1 mask."""
-    ids = (n for n, v in inputs.items() if not v.is_floating_point() and v.dim() == 2)
-    return next((name for name in ids if int(inputs[name].max()) > 1), None)
+    """Return the input that holds tokens: ``input_ids``, else the first that can hold some.
+
+    Those are 2-d integers that are not a mask of 0 and 1.
+    """
+    ids = [n for n, v in inputs.items() if not v.is_floating_point() and v.dim() == 2]
+    able = [name for name in ids if int(inputs[name].max()) > 1]
+    return IDS if IDS in able else next(iter(able), None)
 
 
 def _vocabulary(inputs: Mapping[str, Mapping[str, Tensor]], tokens: str | None) -> int | None:
@@ -243,21 +268,20 @@ def _files(spec: DataSpec, suffix: str) -> list[Path]:
     return files
 
 
-def _by_split(spec: DataSpec, suffix: str) -> dict[str, list[Path]]:
-    """Return the files of each split, by their names; a single file is the training split."""
+def _by_split(spec: DataSpec, suffix: str) -> SplitFiles:
+    """Return the files of each split; without a split's name, all are the training split."""
     files = _files(spec, suffix)
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        found = split_within(file.stem)
-        split = "train" if len(files) == 1 or found is None else found.split
-        by_split.setdefault(split, []).append(file)
-    return by_split
+    if len(files) > 1:
+        found = split_files(spec, Path(spec.location).expanduser(), files)
+        if found.splits:
+            return found
+    return SplitFiles({"train": tuple(files)}, ())
 
 
 def _digest_of(suffix: str) -> Any:
     def digest(spec: DataSpec) -> str:
         sha = hashlib.sha256()
-        for split, files in sorted(_by_split(spec, suffix).items()):
+        for split, files in sorted(_by_split(spec, suffix).splits.items()):
             for file in files:
                 try:
                     content = read_whole(file)
@@ -269,14 +293,15 @@ def _digest_of(suffix: str) -> Any:
     return digest
 
 
-@register_data("safetensors:", content=_digest_of(".safetensors"), revision=2)  # of all files
+@register_data("safetensors:", content=_digest_of(".safetensors"), revision=3)  # input_ids
 def safetensors_columns(spec: DataSpec) -> Arrays:
     """Read named tensors as columns, from one file or from a folder with a file for each split."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    found = _by_split(spec, ".safetensors")
     splits: dict[str, dict[str, list[NDArray[Any]]]] = {}
-    for split, files in _by_split(spec, ".safetensors").items():
+    for split, files in found.splits.items():
         for file in files:
             try:
                 arrays = load_file(file)
@@ -293,7 +318,11 @@ def safetensors_columns(spec: DataSpec) -> Arrays:
         raise DataError(
             f"Data set {spec.name!r}: a column differs between files of one split ({error})."
         ) from error
-    return arrays_of(joined, spec)
+    return replace(arrays_of(joined, spec), notices=_said(found, spec))
+
+
+def _said(found: SplitFiles, spec: DataSpec) -> tuple[str, ...]:
+    return tuple(f"Data set {spec.name!r}: {notice}" for notice in found.notices)
 
 
 def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
@@ -301,13 +330,14 @@ def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-@register_data("parquet:", content=_digest_of(".parquet"), revision=2)  # without an index
+@register_data("parquet:", content=_digest_of(".parquet"), revision=3)  # input_ids
 def parquet_columns(spec: DataSpec) -> Arrays:
     """Read the columns of one Parquet file, or of a folder with files for each split."""
     import pyarrow as pa
 
+    found = _by_split(spec, ".parquet")
     splits, indices = {}, set()
-    for split, files in _by_split(spec, ".parquet").items():
+    for split, files in found.splits.items():
         try:
             table = pa.concat_tables([_table(file) for file in files])
             indices |= (index := _indices(table, spec))
@@ -321,7 +351,7 @@ def parquet_columns(spec: DataSpec) -> Arrays:
         f"Data set {spec.name!r}: the column {name!r} is left out: it is an index of pandas."
         for name in sorted(indices)
     )
-    return replace(arrays_of(splits, spec), notices=(*notices,))
+    return replace(arrays_of(splits, spec), notices=(*_said(found, spec), *notices))
 
 
 def _indices(table: Any, spec: DataSpec) -> set[str]:

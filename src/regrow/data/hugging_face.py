@@ -146,7 +146,8 @@ def hugging_face(spec: DataSpec) -> Raw:
     ``train/*.parquet``), also ``training``, ``testing``, ``val``, ``valid``, ``eval``, ``dev``, in
     upper or lower case. Without a test split that has labels, the validation split is used for
     testing; with one, it is used for validation, unless a validation share is given; without
-    either, a fifth of the images is drawn for testing. Images are encoded bytes, alone or in a
+    either, a fifth of the images is drawn for testing. Files of several splits of one kind, such as
+    ``train`` and ``train_extra``, are refused. Images are encoded bytes, alone or in a
     struct with the field ``bytes``; labels are integers (with the names of the schema's ClassLabel,
     if any), texts or booleans.
     """
@@ -308,22 +309,23 @@ def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
     several = [n for n in (wanted, *LABEL_COLUMNS) if n in kinds and kinds[n] is None]
     integers = [name for name in labels if kinds[name] == "integer"]
     class_labels = [n for n in integers if features.get(n, {}).get("_type") == "ClassLabel"]
-    likely = (
-        class_labels
-        or [name for name in integers if name in LABEL_COLUMNS]
-        or [name for name in labels if name in LABEL_COLUMNS]
-    )
+    named = [name for name in labels if name in LABEL_COLUMNS]
+    likely = class_labels or [name for name in named if name in integers] or named
     if several and (wanted in several or not likely):
         kind = schema.field(several[0]).type
         raise DataError(
             f"{where}: the column {several[0]!r} holds {kind}, not one class for each image. Name "
             "a column of whole numbers or texts in the option 'label_column'."
         )
+    candidates = [*dict.fromkeys([*class_labels, *named])]
+    if wanted is None and class_labels and named and not {*class_labels} & {*named}:
+        raise DataError(_several("label", candidates, where=where))
     fitting = labels if wanted is not None else likely
     column = _column(fitting, wanted=wanted, preferred=LABEL_COLUMNS, kind="label", where=where)
     if column is None:
         raise DataError(_no_column(schema, "label", where=where))
-    return column
+    others = () if wanted is not None else tuple(n for n in candidates if n != column[0])
+    return column[0], others
 
 
 def _column(
@@ -339,11 +341,15 @@ def _column(
         return wanted, ()
     likely = [name for name in preferred if name in fitting] or fitting
     if len(likely) > 1 and likely[0] not in preferred:
-        raise DataError(
-            f"{where}: expected one column of {HOLDS[kind]}, got {', '.join(fitting)}. "
-            f"Name it in the option '{kind}_column'."
-        )
+        raise DataError(_several(kind, fitting, where=where))
     return (likely[0], tuple(n for n in fitting if n != likely[0])) if likely else None
+
+
+def _several(kind: str, columns: list[str], *, where: Path) -> str:
+    return (
+        f"{where}: expected one column of {HOLDS[kind]}, got {', '.join(columns)}. "
+        f"Name it in the option '{kind}_column'."
+    )
 
 
 def _no_column(schema: Any, kind: str, *, where: Path) -> str:

@@ -133,7 +133,8 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
     first = 1 if train.names is None and bounds["train"]["min"] == 1 else 0
     if train.names is None:
         _check_count(bounds["train"]["max"] + 1 - first, train)
-    classes = _names(train, first, bounds["train"]["max"])
+    classes = train.names or _numbered(first, bounds["train"]["max"] + 1 - first)
+    numbered = _numbered(first, len(classes))
     for split, column in columns.items():
         least, most = bounds[split]["min"], bounds[split]["max"]
         if least < first:
@@ -147,7 +148,9 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
                 f"has {len(classes)}, and here the label is {most}. Labels must mean the same in "
                 "both splits."
             )
-        _check_same(classes, _names(column, first, most), split=split, where=column.where(0))
+        # Without names, labels are places among the classes of train, unless these are numbers.
+        unnamed = numbered if {*numbered} & {*classes} else classes
+        _check_same(classes, column.names or unnamed, split=split, where=column.where(0))
     labels = {
         split: torch.tensor(split_values.to_numpy(zero_copy_only=False).astype("int64")) - first
         for split, split_values in values.items()
@@ -159,8 +162,8 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
     return Coded(classes=classes, labels=labels, notices=notice if first else ())
 
 
-def _names(labels: LabelColumn, first: int, last: int) -> tuple[str, ...]:
-    return labels.names or tuple(str(number) for number in range(first, last + 1))
+def _numbered(first: int, num: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(first, first + num))
 
 
 def _check_count(num: int, labels: LabelColumn) -> None:

@@ -1,100 +1,28 @@
 """Find the Parquet files of each split of a data set, in a folder or on the Hugging Face hub."""
 
 import re
-from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
 
 from regrow.data.files import files_below
 from regrow.data.spec import DataSpec
-from regrow.data.splits import SPLIT_NAMES, split_within
+from regrow.data.split_files import SplitFiles, split_files
 from regrow.errors import ConfigError, DataError
 
-SHOWN = 5  # configurations, in a message
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """The files of each split, and a notice about files that are not read."""
-
-    splits: dict[str, tuple[Path, ...]]
-    notices: tuple[str, ...]
-
-
-class _Place(NamedTuple):
-    """A file's configuration and split, from its path; a folder of splits is a configuration."""
-
-    configuration: str
-    split: str
-    name: str
 
 
 def find(spec: DataSpec) -> SplitFiles:
     """Find the Parquet files of each split."""
     base = _base(spec)
     files = [file for file in files_below(base) if file.suffix.lower() == ".parquet"]
-    places = {file: place for file in files if (place := _place(file, base)) is not None}
-    by_split: dict[str, list[Path]] = {}
-    for file, place in places.items():
-        by_split.setdefault(place.split, []).append(file)
-    if "train" not in by_split:
+    found = split_files(spec, base, files)
+    if "train" not in found.splits:
         got = f"got {', '.join(f.name for f in files[:3])}" if files else "there are none"
         raise DataError(
             f"Data set {spec.name!r}: expected Parquet files named train-*.parquet and "
             f"test-*.parquet (or validation-*) below {base}, {got}."
         )
-    _check_places(spec, base, places)
-    ignored = [file.relative_to(base) for file in files if file not in places]
-    notice = (
-        f"{len(ignored)} files are not read, because their names match no split: "
-        f"{', '.join(map(str, ignored[:3]))}{', ...' if len(ignored) > 3 else ''}."
-    )
-    splits = {split: tuple(by_split[split]) for split in SPLIT_NAMES if split in by_split}
-    return SplitFiles(splits, (notice,) if ignored else ())
-
-
-def _place(file: Path, base: Path) -> _Place | None:
-    """Infer the split from a file's name, else from its folders, innermost first, else None."""
-    folders = file.parent.relative_to(base).parts
-    if (named := split_within(file.stem)) is not None:
-        outer = list(takewhile(lambda folder: split_within(folder) is None, folders))
-        return _Place("/".join([*outer, *filter(None, [named.before])]), named.split, named.name)
-    for depth in reversed(range(len(folders))):
-        if (named := split_within(folders[depth])) is not None:
-            outer = [*folders[:depth], *filter(None, [named.before])]
-            return _Place("/".join(outer), named.split, named.name)
-    named = None if folders else split_within(base.name)
-    return named and _Place("", named.split, named.name)
-
-
-def _check_places(spec: DataSpec, base: Path, places: dict[Path, _Place]) -> None:
-    """Raise if files of several configurations or splits would be read as one split."""
-    configurations: dict[str, set[str]] = {}
-    names: dict[str, set[str]] = {}
-    for place in places.values():
-        configurations.setdefault(place.split, set()).add(place.configuration)
-        names.setdefault(place.split, set()).add(place.name)
-    if any(len(folders_of_split) > 1 for folders_of_split in configurations.values()):
-        every = sorted(set().union(*configurations.values()))
-        folders = [name for name in every if name and (base / name).is_dir()]
-        advice = (
-            f"Add the name of one of them to the path, such as '{spec.name}/{folders[0]}'."
-            if folders
-            else "Move each to its own folder, and give the path of one."
-        )
-        raise DataError(
-            f"Data set {spec.name!r}: {base} holds several configurations "
-            f"({', '.join(name or '.' for name in every[:SHOWN])}"
-            f"{', ...' if len(every) > SHOWN else ''}). {advice}"
-        )
-    for split, folders_of_split in names.items():
-        if len(folders_of_split) > 1:
-            raise DataError(
-                f"Data set {spec.name!r}: {base} holds several {split} splits "
-                f"({', '.join(sorted(folders_of_split))}). Move all but one of them elsewhere."
-            )
+    return found
 
 
 def _base(spec: DataSpec) -> Path:

@@ -20,11 +20,12 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 class Named(NamedTuple):
-    """A split's name found in the name of a file or folder; ``before`` is the text before it."""
+    """A split's name found in the name of a file or folder, and the text before and after it."""
 
     split: str
     name: str
     before: str
+    after: str
 
 
 def split_called(name: str) -> str | None:
@@ -40,14 +41,16 @@ def split_within(name: str) -> Named | None:
     """Find a split's name among the words of a name; if several match, one must come first.
 
     >>> split_within("mnist_Dev-00000-of-00002")
-    Named(split='validation', name='dev', before='mnist_')
+    Named(split='validation', name='dev', before='mnist_', after='-00000-of-00002')
     """
     words = [(word.start(), word.group().lower()) for word in _WORD.finditer(name)]
     matches = [(start, word) for start, word in words if word in _SPLITS]
     if not matches or (len(matches) > 1 and matches[0] != words[0]):
         return None
     start, word = matches[0]
-    return Named(split=_SPLITS[word], name=word, before=name[:start])
+    return Named(
+        split=_SPLITS[word], name=word, before=name[:start], after=name[start + len(word) :]
+    )
 
 
 def draw(labels: Tensor, num: int, generator: torch.Generator, *, spare: int = 0) -> Tensor:

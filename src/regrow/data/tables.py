@@ -28,14 +28,7 @@ from regrow.errors import ConfigError, DataError, short, unknown
 
 # Names of the two arrays of a split in an .npz file, the most common first.
 PAIRS = (("inputs", "targets"), ("x", "y"), ("X", "y"))
-TARGETS = {
-    "i": "numbers",
-    "u": "numbers",
-    "f": "numbers",
-    "b": "truths",
-    "U": "texts",
-    "S": "texts",
-}
+TARGETS = "iufbUS"  # the kinds of numpy that targets may have
 SPLITS = ("train", "test", "validation", "val")
 UNNAMED = re.compile(r"\s*(Unnamed: \d+)?\s*")  # an index as pandas writes it, or reads it again
 SHOWN = 5  # arrays, in a notice
@@ -180,7 +173,7 @@ def _order(name: str) -> float:
     return float(name) if _is_number(name) else 0.0
 
 
-@register_data("npz:", content=_digest)
+@register_data("npz:", content=_digest, revision=2)  # input_ids
 def npz_arrays(spec: DataSpec) -> Arrays:
     """Read arrays ``inputs`` and ``targets`` (or ``x`` and ``y``, or ``x_train``, ``x_test`` ...).
 
@@ -195,8 +188,7 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     names = _names_of_splits(arrays, pair, spec)
     splits = {split: (arrays[x], arrays[y]) for split, (x, y) in names.items()}
     of = [str(y.dtype) for _, y in splits.values()]
-    sorts = {TARGETS.get(y.dtype.kind) for _, y in splits.values()}
-    if len(sorts) > 1 or None in sorts or not all(y.ndim for _, y in splits.values()):
+    if not all(y.dtype.kind in TARGETS and y.ndim for _, y in splits.values()):
         raise DataError(
             f"Data set {spec.name!r}: the targets of all splits must be numbers, or all texts, or "
             f"all booleans, one or several per row. Got {', '.join(of)}."
