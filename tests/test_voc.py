@@ -238,6 +238,10 @@ def test_identity_is_content_not_place(voc: Path, tmp_path: Path) -> None:
         (annotation(box(-1, 1, 9, 9)), r"leaves the image of 48x40 \(got -1, 1, 9, 9\)"),
         (annotation(box(1, 1, 9, 9, name="")), r"b\.xml: object 1 has no name"),
         (
+            annotation(box(1, 1, 9, 9)).replace("<difficult>0", "<difficult>True"),
+            r"b\.xml: expected <difficult> of object 1 as 0 or 1, got 'True'",
+        ),
+        (
             annotation(box(1, 1, 9, 9)).replace("<xmin>1</xmin>", ""),
             r"b\.xml: expected a number in <bndbox/xmin>, got None",
         ),
@@ -249,7 +253,7 @@ def test_a_broken_annotation_is_named_or_left_out(voc: Path, text: str, message:
         read(voc)
     data = read(voc, on_error="skip")
     assert data.names == ["a", "c"]
-    (notice,) = data.data.notices
+    notice = data.data.notices[0]
     assert "1 of 4 images are left out" in notice
     assert "b.xml" in notice
 
@@ -381,6 +385,22 @@ def test_a_class_that_is_not_expected_is_named(voc: Path) -> None:
 def test_a_class_without_a_training_box_is_refused(voc: Path) -> None:
     with pytest.raises(DataError, match="no training image has a box of the class 'cow'"):
         read(voc, classes=("cat", "dog", "cow"))
+
+
+def test_classes_that_the_test_images_lack_are_said(voc: Path) -> None:
+    (notice,) = read(voc).data.notices
+    assert "no test image has an object of 1 of the 2 classes ('dog')" in notice
+    rewrite(voc, "d", annotation(box(1, 1, 9, 9), box(1, 1, 9, 9, name="dog", difficult=1)))
+    assert read(voc).data.notices == (notice,)
+    rewrite(voc, "d", annotation(box(1, 1, 9, 9), box(1, 1, 9, 9, name="dog")))
+    assert not read(voc).data.notices
+
+
+def test_test_images_without_an_object_to_find_are_refused(voc: Path) -> None:
+    for text in (annotation(), annotation(box(1, 1, 9, 9, difficult=1))):
+        rewrite(voc, "d", text)
+        with pytest.raises(DataError, match="every detector would score 0"):
+            read(voc)
 
 
 def test_a_folder_in_another_layout_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from regrow.core.bounds import read_whole
 from regrow.data.decode import open_image, orientation
-from regrow.errors import DataError, unknown
+from regrow.errors import DataError, short, unknown
 
 Corners = tuple[float, float, float, float]
 
@@ -71,9 +71,14 @@ def _object(element: ElementTree.Element, number: int, size: tuple[int, int], fi
     if problem := _problem((x1, y1, x2, y2), size):
         got = f"{x1:g}, {y1:g}, {x2:g}, {y2:g}"
         raise _broken(file, f"the box of object {number} ({name}) {problem} (got {got})")
-    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    difficult = (element.findtext("difficult") or "0").strip()
+    if difficult.lower() not in ("0", "1", "false"):
+        got = short(difficult)
+        raise _broken(file, f"expected <difficult> of object {number} as 0 or 1, got {got}")
     # Clamped at 0, because tools that count pixels from 0 write such boxes; these lose a row.
-    return Object(name=name, box=(max(x1 - 1, 0), max(y1 - 1, 0), x2, y2), difficult=difficult)
+    return Object(
+        name=name, box=(max(x1 - 1, 0), max(y1 - 1, 0), x2, y2), difficult=difficult == "1"
+    )
 
 
 def _problem(corners: Corners, size: tuple[int, int]) -> str | None:

@@ -17,6 +17,7 @@ import torch
 
 from regrow.core.bounds import read_whole
 from regrow.core.seeds import seeded
+from regrow.core.texts import quoted
 from regrow.data.annotations import Annotation, read
 from regrow.data.base import Boxes, Split
 from regrow.data.boxed_images import BoxedImageFiles, Truth
@@ -30,6 +31,7 @@ from regrow.errors import ConfigError, DataError, short
 PREFIX = "voc:"
 VERSION = 1  # raise it when the same spec and files give other images or boxes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+SHOWN = 3  # classes, in a notice
 LONGEST_NAME = 250  # bytes; with the suffix, file systems allow 255
 # The list of one class has a flag after each name: present (1), absent (-1) or difficult (0).
 FLAG = re.compile(r"\s+(-1|0|1)$")
@@ -83,7 +85,8 @@ def voc(spec: DataSpec) -> Boxes:
         raise DataError(f"{spec.name}: no image of a split is left. {left_out[0]}")
     classes = _classes(spec, splits["train"], splits["test"])
     num = len(layout.train) + len(layout.test)
-    messages = (f"{spec.name}: {word_left_out(left_out, num)}",) if left_out else ()
+    messages = [f"{spec.name}: {word_left_out(left_out, num)}"] if left_out else []
+    messages += _unasked(spec, splits["test"], classes)
     train, test = (
         BoxedImageFiles(
             files=ImageFiles(tuple(annotation.image for annotation in part)),
@@ -246,6 +249,23 @@ def _classes(
     if not wanted:
         raise DataError(f"{spec.name}: no training image has a box. Annotate some.")
     return wanted
+
+
+def _unasked(spec: DataSpec, test: Iterable[Annotation], classes: Sequence[str]) -> list[str]:
+    """Return a notice if classes have no object that is scored; raise if none has."""
+    asked = {o.name for annotation in test for o in annotation.objects if not o.difficult}
+    if not asked:
+        raise DataError(
+            f"{spec.name}: no test image has a box, except around difficult objects, so every "
+            "detector would score 0. Annotate some, or raise 'test_subset'."
+        )
+    missing = [name for name in classes if name not in asked]
+    if not missing:
+        return []
+    return [
+        f"{spec.name}: no test image has an object of {len(missing)} of the {len(classes)} classes "
+        f"({quoted(missing, SHOWN)}), except difficult ones. They are not in the mean AP."
+    ]
 
 
 def _truth(annotation: Annotation, classes: Sequence[str]) -> Truth:

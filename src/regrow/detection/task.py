@@ -211,9 +211,11 @@ def _measured(
 def lucky_box(untrained: Mapping[str, Any]) -> float:
     """Return the mAP of the untrained detector plus that of one lucky box.
 
-    If only the highest-scoring box of a class is correct, the class's average precision is 1/11.
+    If only the highest-scoring box of a class is correct, the class's average precision is 1/11. It
+    is None for classes that the test images lack, which are not in the mean.
     """
-    return float(untrained["map"]) + 1 / 11 / len(untrained["ap"])
+    present = [value for value in untrained["ap"].values() if value is not None]
+    return float(untrained["map"]) + 1 / 11 / max(1, len(present))
 
 
 register_task(
