@@ -1,6 +1,8 @@
 """Arguments of ``regrow.compare``: what they may be, and how others are refused."""
 
 import re
+import subprocess
+import sys
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ def train(model, budget, seed):
     return {"accuracy": 0.5}
 """
 RIGHT: dict[str, Any] = {"metric": "accuracy", "budget": 2, "amounts": {"macs": 0.5}, "seeds": 1}
+NETWORK = {"network": "nets.py:mlp", "input": "1x4"}
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compared(**options: Any) -> ComparisonResult:
     """Compare with the right arguments and the given ones, without those that are Ellipsis."""
     wanted = {name: value for name, value in {**RIGHT, **options}.items() if value is not ...}
-    network = {"network": "nets.py:mlp", "input": "1x4"}
-    found: ComparisonResult = regrow.compare(network, "my_train.py:train", workers=0, **wanted)
+    found: ComparisonResult = regrow.compare(NETWORK, "my_train.py:train", workers=0, **wanted)
     return found
 
 
@@ -56,6 +58,30 @@ def test_the_example_of_the_module_runs() -> None:
     names: dict[str, Any] = {"compare": partial(regrow.compare, workers=0)}
     exec(textwrap.dedent(example), names)
     assert names["found"].summary.complete
+
+
+def script(train: str, *, code: str = "") -> str:
+    """Return the text of a script that compares without a guard around its call."""
+    return f"{code}\nimport regrow\nprint(regrow.compare({NETWORK}, '{train}', **{RIGHT}).answer)\n"
+
+
+def test_a_script_that_holds_the_functions_is_told_to_guard_its_call(here: Path) -> None:
+    (here / "script.py").write_text(script("script.py:train", code=TRAIN))
+    words = f"{here / 'script.py'} is imported again .* calls regrow.compare .* `if __name__"
+    with pytest.raises(ConfigError, match=words):
+        regrow.compare(NETWORK, "script.py:train", **RIGHT)
+    (here / "study.py").write_text("import regrow\nregrow.run_study('study.yaml')")
+    with pytest.raises(ConfigError, match=r"calls regrow\.run_study while it is imported"):
+        regrow.compare(NETWORK, "study.py:train", **RIGHT)
+
+
+@pytest.mark.slow
+def test_a_script_that_holds_no_functions_needs_no_guard(here: Path) -> None:
+    (here / "script.py").write_text(script("my_train.py:train"))
+    command = [sys.executable, "script.py"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert ended.returncode == 0, ended.stderr
+    assert "Failed" not in ended.stdout
 
 
 @pytest.mark.parametrize(

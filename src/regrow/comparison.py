@@ -18,9 +18,11 @@ from typing import Any, Required, TypedDict, Unpack
 import pandas as pd
 
 from regrow.core.execution import RETRIES, Execution
+from regrow.core.registry import registered_elsewhere
 from regrow.core.texts import listed
 from regrow.core.validation import as_list, check_kind, path_of, refuse_unknown
 from regrow.errors import ConfigError, short
+from regrow.models.origins import refuse_second_call
 from regrow.pruning.method import criterion_key
 from regrow.report import Report, Run, Verdict, page_of, summarise
 from regrow.report.collect import Results, results_of
@@ -167,6 +169,7 @@ def compare(
     Raises:
         ConfigError: an argument or the study is invalid.
     """
+    refuse_second_call("regrow.compare")
     known = [*Options.__annotations__, *inspect.getfullargspec(compare).kwonlyargs]
     refuse_unknown(options, known, kind="argument", where="regrow.compare")
     folder = None if out is None else path_of(out, "The 'out' of regrow.compare")
@@ -177,9 +180,9 @@ def compare(
     opened = Store.open(store)
     if folder is not None:
         check_writable(folder)
-    summary = run_as(execution, study.jobs(), opened, on_event=on_event)
-    results = results_of(study, opened)
-    report = None
+    script_again = bool(registered_elsewhere())  # workers then need what the script registered
+    summary = run_as(execution, study.jobs(), opened, on_event=on_event, script_again=script_again)
+    results, report = results_of(study, opened), None
     if folder is not None:
         report, _ = write_study(study, opened, folder, command="regrow.compare(...)")
     rows = summarise(results.runs)

@@ -9,7 +9,6 @@ found.report(html=True)
 """
 
 import html
-import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ import pandas as pd
 from regrow.core.execution import RETRIES, Execution
 from regrow.core.registry import load_file, registered_elsewhere
 from regrow.errors import ConfigError, Interrupted, StoreError, short
+from regrow.models.origins import refuse_second_call
 from regrow.report import Report, page_of
 from regrow.report.collect import Results, results_of
 from regrow.report.files import write_study
@@ -157,7 +157,7 @@ def run_study(
         ConfigError: an argument or the study is invalid.
         Interrupted: the run was stopped; its progress is kept.
     """
-    _refuse_within_a_worker()
+    refuse_second_call("regrow.run_study")
     limits: dict[str, Any] = {"stop_after": stop_after, "retries": retries}
     execution = Execution(workers=workers, device=device, on=on, address=address, **limits)
     for file in with_files:
@@ -286,12 +286,3 @@ def _script_again(execution: Execution) -> bool:
             )
         load_file(file)
     return False
-
-
-def _refuse_within_a_worker() -> None:
-    """Exit if this is a worker process that reached this call by importing the script again.
-
-    The process that started it reports what to do.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)

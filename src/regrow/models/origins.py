@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -45,6 +46,11 @@ FORMS = (
 )
 Kind = Literal["code", "library", "registered"]
 _TEXTS: dict[str, bytes] = {}  # source of each imported file, by the name of its module
+_IMPORTING: list[str] = []  # files whose import is under way, the innermost last
+
+
+class UnguardedCallError(ConfigError):
+    """A script's call that was reached again because the script is imported for its functions."""
 
 
 @dataclass(frozen=True, init=False)
@@ -257,6 +263,25 @@ def code_at(text: str) -> tuple[Any, Path]:
     return value, Path(file)
 
 
+def refuse_second_call(call: str) -> None:
+    """Refuse a call that is reached because its script is imported again.
+
+    A worker process that imports the script for the parts that it registered exits; the process
+    that started it reports what to do.
+
+    Raises:
+        UnguardedCallError: the script is imported for the functions that a study uses.
+    """
+    if _IMPORTING:
+        raise UnguardedCallError(
+            f"{_IMPORTING[-1]} is imported again for the functions that a study uses, and calls "
+            f"{call} while it is imported. Put this call under `if __name__ == '__main__':`, or "
+            "move these functions into a file of their own."
+        )
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
+
+
 def file_named(text: str) -> tuple[str, ...]:
     """Return the file part of a text such as ``file.py:name``; empty if it names no file.
 
@@ -349,7 +374,7 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
             raise ConfigError(f"{text}: there is no file '{place}' in '{Path.cwd()}'.")
         where = str(file.resolve())
         try:
-            module = _run(lambda: _from_file(file), text, where, doing="cannot be imported")
+            module = _imported(lambda: _from_file(file), text, where)
         except ConfigError as error:
             if "relative import" not in str(error.__cause__):
                 raise
@@ -371,11 +396,17 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
             "in the folder that holds it, or name its file: path/file.py:build."
         )
     where = spec.origin or place
-    return (
-        _run(lambda: importlib.import_module(place), text, where, doing="cannot be imported"),
-        where,
-        attribute,
-    )
+    return _imported(lambda: importlib.import_module(place), text, where), where, attribute
+
+
+def _imported(importing: Callable[[], ModuleType], text: str, file: str) -> ModuleType:
+    """Return an imported module; its exceptions become a ``ConfigError`` with file and line."""
+    _IMPORTING.append(file)
+    try:
+        module: ModuleType = _run(importing, text, file, doing="cannot be imported")
+    finally:
+        _IMPORTING.pop()
+    return module
 
 
 def _as_module(file: Path, attribute: str) -> str:
@@ -430,6 +461,8 @@ def _run(function: Callable[[], Any], text: str, file: str, *, doing: str) -> An
     """Run the user's code; its exceptions become a ``ConfigError`` with file and line."""
     try:
         return function()
+    except UnguardedCallError:
+        raise
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{text} {doing}: {place_of(error, file)}{type(error).__name__}: {short(error)}"
