@@ -56,6 +56,19 @@ class Pair(nn.Module):
 """
 
 
+BRANCH = """
+from nets import build, nn
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = build()
+
+    def forward(self, x):
+        return self.inner(x if x.sum() > -1e9 else -x)
+"""
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nets.py").write_text(NET)
@@ -253,6 +266,18 @@ def test_an_export_that_is_off_is_not_written(
     assert done.code == 2
     assert "the exported network is off by" in done.text
     assert not (here / "small").exists()
+
+
+def test_a_failed_export_leaves_the_pruned_network(here: Path, command: Command) -> None:
+    (here / "branch.py").write_text(BRANCH)
+    done = command("shrink", "branch.py:Branch", *SHRINK[2:], "--macs", "0.5", "--pt2")
+    assert done.code == 2
+    assert "--pt2: this network cannot be exported" in done.text
+    assert "'small' has the pruned network, without this export." in done.text
+    names = sorted(file.name for file in (here / "small").iterdir())
+    assert names == ["architecture.json", "card.json", "card.md", "weights.safetensors"]
+    assert json.loads((here / "small" / "card.json").read_text())["exports"] == {}
+    assert regrow.load("small", code="branch.py:Branch")(torch.ones(1, 1, 8, 8)).shape == (1, 10)
 
 
 def test_a_missing_extra_is_named_before_anything_is_built(

@@ -13,7 +13,7 @@ from regrow.core.machine import version_of
 from regrow.cost import measure
 from regrow.cost.latency import machine
 from regrow.data import Dataset
-from regrow.errors import ConfigError, TraceError
+from regrow.errors import ConfigError, RegrowError, TraceError
 from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
 from regrow.own.card import BATCHES, Card, measure_speed
@@ -54,7 +54,8 @@ class Compressed:
     def save(self, folder: str | Path, *, exports: Sequence[str] = ()) -> Card:
         """Write the network and its card to a new folder, completely or not at all.
 
-        Returns the card, including the exports.
+        Returns the card, including the exports. An export that fails is left out, and raised when
+        the network is written.
 
         Args:
             folder: must not exist.
@@ -72,17 +73,31 @@ class Compressed:
         with new_folder(folder) as scratch:
             save(scratch, self.network, self.architecture)
             self._check_reading(scratch)
-            exported = {
-                f"model.{name}": EXPORTS[name](
-                    self.network, self.trace.example, scratch / f"model.{name}"
-                )
-                for name in exports
-            }
+            exported, failures = self._export(scratch, exports)
             card = replace(self.card, exports=exported)
             text = json.dumps(card.to_json(), indent=1, allow_nan=False)
             (scratch / CARD).write_text(f"{text}\n", encoding="utf-8")
             (scratch / PAGE).write_text(card.to_markdown(), encoding="utf-8")
+        if failures:
+            kept = f"'{folder}' has the pruned network, without this export."
+            raise type(failures[0])(" ".join([*map(str, failures), kept]))
         return card
+
+    def _export(
+        self, folder: Path, formats: Sequence[str]
+    ) -> tuple[dict[str, str], list[RegrowError]]:
+        """Write exports; return each file's comparison with the network, and what failed."""
+        exported: dict[str, str] = {}
+        failures: list[RegrowError] = []
+        for name in formats:
+            file = folder / f"model.{name}"
+            try:
+                exported[file.name] = EXPORTS[name](self.network, self.trace.example, file)
+            except (ConfigError, TraceError) as error:
+                failures.append(error)
+                for partial in folder.glob(f"{file.name}*"):  # of weights, too
+                    partial.unlink()
+        return exported, failures
 
     def _check_reading(self, folder: Path) -> None:
         """Load the written network and compare its outputs; raise ``TraceError`` if they differ."""
