@@ -200,6 +200,21 @@ def test_what_data_lack_is_said(data: Any, loss: Any, message: str) -> None:
         select(net, traced, general_method("taylor"), sparsity=0.5, dataset=data, loss=loss)
 
 
+class OfOneMapping(Plain):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        out: Tensor = super().forward(batch["a"])
+        return out
+
+
+def test_one_mapping_as_the_input_is_given_in_a_tuple() -> None:
+    network, inputs, targets = OfOneMapping(), {"a": torch.ones(2, 4)}, torch.tensor([0, 1])
+    for batch in ((inputs, targets), {**inputs, "labels": targets}):
+        with pytest.raises(ConfigError, match=r"If that is one mapping .*, give \(\(mapping,\),"):
+            examples_of([batch], network, num=2)
+    ((found, _),) = examples_of([((inputs,), targets)], network, num=2).batches
+    assert network(**found).equal(network(inputs))
+
+
 def test_targets_suggest_the_loss() -> None:
     net, x = Plain().eval(), torch.randn(6, 4)
     for targets, loss in (

@@ -3,6 +3,7 @@
 They come from a study's data set, or from any iterable of batches, such as a ``DataLoader``:
 
     (inputs, targets)            inputs are a tensor, a tuple of several, or a mapping by name
+    ((mapping,), targets)        for a network that takes one mapping
     (a, b, targets)              with more than two, the last is the targets
     {"input_ids": ..., "labels": ...}
     inputs                       alone, for criteria that need no loss
@@ -101,6 +102,7 @@ def _parted(batch: Any, takes: Mapping[str, inspect.Parameter], *, own: bool) ->
 def _named(inputs: Any, takes: Mapping[str, inspect.Parameter]) -> Any:
     """Return several inputs by the names of the network's parameters, if these can be used."""
     if isinstance(inputs, Mapping):
+        _check_names(inputs, takes)
         return dict(inputs)
     by_place = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
     names = [name for name, p in takes.items() if p.kind in by_place]
@@ -120,9 +122,11 @@ def _check_names(named: Mapping[str, Any], takes: Mapping[str, inspect.Parameter
             *([f"it lacks {', '.join(map(repr, missing))}"] if missing else []),
             *([f"the network takes no {', '.join(map(repr, surplus))}"] if surplus else []),
         ]
+        hint = " If that is one mapping of them, give ((mapping,), targets)."
         raise ConfigError(
             f"A batch of {', '.join(map(repr, named)) or 'no names'} does not fit the network: "
             f"{'; '.join(problems)}. It takes {', '.join(known)}."
+            f"{hint if surplus and len(missing) == 1 else ''}"
         )
 
 
