@@ -361,7 +361,7 @@ def test_report_of_half_a_study_says_so_and_is_no_failure(copy: Path, command: C
     result = command("report", "study.yaml")
     assert result.code == 0
     assert "2 of 3" in result.out
-    assert "have not run" in result.out
+    assert "did not run" in result.out
 
 
 def test_what_is_left_out_of_data_is_said_once_and_reported(

@@ -226,7 +226,7 @@ def test_what_runs_once_for_all_seeds_is_not_missing_for_each_of_them(tmp_path: 
         out="here",
     )
     assert "Missing: pruned and fine-tune (seeds 0, 1 and 2)." in found.answer
-    assert "Of 5 results 1 are finished, 2 failed and 2 have not run" in str(found)
+    assert "Of 5 results, 1 finished, 2 failed and 2 did not run" in str(found)
 
 
 def test_a_training_that_diverges_stops_no_other_once_one_succeeded(tmp_path: Path) -> None:

@@ -302,8 +302,8 @@ def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
     failed = sum(run.status == "failed" for run in measured)
     if done < len(measured):
         limits.append(
-            f"Of {len(measured)} results {done} are finished, {failed} failed and "
-            f"{len(measured) - done - failed} have not run: rows with fewer seeds say so."
+            f"Of {len(measured)} results, {done} finished, {failed} failed and "
+            f"{len(measured) - done - failed} did not run: rows with fewer seeds say so."
         )
     capped = [run for run in runs if run.capped]
     if capped:
