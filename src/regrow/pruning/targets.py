@@ -209,7 +209,10 @@ def _filled(choices: _Choices, above: _Candidate, below: _Candidate) -> _Candida
 def _by_rank(
     layers: Layers, above: _Candidate, below: _Candidate, *, first: bool
 ) -> Iterator[tuple[str, int]]:
-    """Yield removed units, those of highest rank in their groups first; equal ranks by score."""
+    """Yield removed units, those of highest rank in their groups first; equal ranks by score.
+
+    Of each group, which may have millions, no more than ``MOST_TRIES``.
+    """
     ranked: list[tuple[float, float, int, str, int]] = []
     for name, scores in layers.items():
         gone = ~below.kept[name] & (above.kept[name] if first else ~above.kept[name])
@@ -218,7 +221,9 @@ def _by_rank(
         ranks = torch.empty(len(scores), dtype=torch.long)
         ranks[torch.argsort(scores, stable=True)] = torch.arange(len(scores))
         mean = float(scores.abs().mean()) or 1.0
-        for unit in gone.nonzero().flatten().tolist():
+        units = gone.nonzero().flatten()
+        best = torch.topk(ranks[units], min(MOST_TRIES, len(units))).indices
+        for unit in units[best].tolist():
             rank = (int(ranks[unit]) + 1) / len(scores)
             ranked.append((-rank, -float(scores[unit]) / mean, len(ranked), name, unit))
     yield from ((name, unit) for *_, name, unit in sorted(ranked))
