@@ -242,9 +242,9 @@ def plain_arrays(num: int = 40, **others: Any) -> dict[str, Any]:
     return {**inputs, **more, **others}
 
 
-def saved(tmp_path: Path, arrays: dict[str, Any]) -> Dataset:
+def saved(tmp_path: Path, arrays: dict[str, Any], **options: Any) -> Dataset:
     np.savez(tmp_path / "rows.npz", **arrays)
-    return load(DataSpec(f"npz:{tmp_path / 'rows.npz'}"))
+    return load(DataSpec(f"npz:{tmp_path / 'rows.npz'}", **options))
 
 
 @pytest.mark.parametrize("name", ["x", "a"])  # plain inputs, and one of several by name
@@ -305,6 +305,16 @@ def test_two_columns_of_one_name_and_split_are_refused(tmp_path: Path) -> None:
     arrays = {name: np.ones(4) for name in ("a", "b", "b_train", "label")}
     with pytest.raises(DataError, match="'b_train' is a second 'b' of the train split"):
         saved(tmp_path, arrays)
+
+
+def test_columns_that_may_each_be_the_targets_are_refused_unless_one_is_named(
+    tmp_path: Path,
+) -> None:
+    arrays = {"a": np.arange(8.0), "label": np.arange(8) % 2, "labels": 1 - np.arange(8) % 2}
+    with pytest.raises(ConfigError, match=r"'labels' and 'label' may each be .* option 'target'"):
+        saved(tmp_path, arrays)
+    (told,) = saved(tmp_path, arrays, target="label").notices
+    assert "the column 'labels' tells the target of each row" in told
 
 
 def test_arrays_that_are_not_read_are_said(tmp_path: Path) -> None:

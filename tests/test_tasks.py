@@ -119,6 +119,18 @@ def test_an_index_is_no_input_and_a_column_that_counts_is_said(tmp_path: Path) -
     assert "'a'" not in messages
 
 
+def test_an_input_that_tells_the_target_is_said(tmp_path: Path) -> None:
+    def told(text: str) -> list[str]:
+        (tmp_path / "t.csv").write_text(text)
+        messages = load(DataSpec(f"csv:{tmp_path / 't.csv'}")).notices
+        return [m.split("'")[3] for m in messages if "tells the target of each row" in m]
+
+    rows = [f"{i % 3},{7 - i % 3},{i % 2},{i % 6},{'abc'[i % 3]}\n" for i in range(20)]
+    assert told("code,other,two,six,y\n" + "".join(rows)) == ["code", "other"]
+    numbers = [f"{i / 3},{i},{i % 2},{i / 3}\n" for i in range(20)]
+    assert told("same,b,c,y\n" + "".join(numbers)) == ["same"]
+
+
 def test_a_target_to_ignore_is_for_tokens_only(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((20, 3))
     y = np.where(np.arange(20) % 7 == 0, -100, np.arange(20) % 2)

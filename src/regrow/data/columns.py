@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regrow.core.bounds import check_room, read_whole
+from regrow.core.texts import quoted
 from regrow.data.arrays import IGNORED
 from regrow.data.base import Arrays, Rows
+from regrow.data.copies import telling
 from regrow.data.files import files_below
 from regrow.data.named import NamedInputs
 from regrow.data.spec import DataSpec, register_data
@@ -39,7 +41,9 @@ KINDS = {"i": "whole numbers", "u": "whole numbers", "f": "numbers", "b": "truth
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
-def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
+def arrays_of(
+    splits: Mapping[str, Columns], spec: DataSpec, *, notices: tuple[str, ...] = ()
+) -> Arrays:
     """Convert the columns of each split to examples; a single input is a plain tensor."""
     if "train" not in splits:
         raise DataError(f"Data set {spec.name!r}: it has no rows to train on.")
@@ -61,7 +65,7 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
         inputs = {s: NamedInputs({tokens: named[tokens], **named}) for s, named in inputs.items()}
     targets = {split: None if target is None else c[target] for split, c in splits.items()}
     if tokens is not None and all(_repeats(targets[s], inputs[s][tokens]) for s in splits):
-        return _next_token(inputs, targets, spec, tokens=tokens)
+        return replace(_next_token(inputs, targets, spec, tokens=tokens), notices=notices)
     if target is None:
         raise DataError(
             f"Data set {spec.name!r}: expected 'inputs' and 'targets', or a column for each input "
@@ -70,7 +74,9 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
         )
     values = {split: columns[target] for split, columns in splits.items()}
     examples = {split: _alone(named) for split, named in inputs.items()}
-    return labelled(examples, values, spec, vocabulary=_vocabulary(inputs, tokens))
+    arrays = labelled(examples, values, spec, vocabulary=_vocabulary(inputs, tokens))
+    told = telling(inputs["train"], arrays.train.targets, spec)
+    return replace(arrays, notices=(*notices, *told))
 
 
 def labelled(
@@ -138,7 +144,13 @@ def _check_kinds(targets: Columns, spec: DataSpec) -> None:
 def _target(columns: Columns, spec: DataSpec) -> str | None:
     if spec.target is not None and spec.target not in columns:
         raise ConfigError(f"Data set {spec.name!r}: {unknown('target', spec.target, [*columns])}")
-    return spec.target or next((name for name in TARGETS if name in columns), None)
+    likely = [name for name in TARGETS if name in columns]
+    if spec.target is None and len(likely) > 1:
+        raise ConfigError(
+            f"Data set {spec.name!r}: {quoted(likely, len(likely))} may each be the targets. Name "
+            "them in the option 'target'. The other columns are inputs: remove those that are not."
+        )
+    return spec.target or next(iter(likely), None)
 
 
 def _input(name: str, values: NDArray[Any], spec: DataSpec) -> Tensor:
@@ -318,7 +330,7 @@ def safetensors_columns(spec: DataSpec) -> Arrays:
         raise DataError(
             f"Data set {spec.name!r}: a column differs between files of one split ({error})."
         ) from error
-    return replace(arrays_of(joined, spec), notices=_said(found, spec))
+    return arrays_of(joined, spec, notices=_said(found, spec))
 
 
 def _said(found: SplitFiles, spec: DataSpec) -> tuple[str, ...]:
@@ -351,7 +363,7 @@ def parquet_columns(spec: DataSpec) -> Arrays:
         f"Data set {spec.name!r}: the column {name!r} is left out: it is an index of pandas."
         for name in sorted(indices)
     )
-    return replace(arrays_of(splits, spec), notices=(*_said(found, spec), *notices))
+    return arrays_of(splits, spec, notices=(*_said(found, spec), *notices))
 
 
 def _indices(table: Any, spec: DataSpec) -> set[str]:

@@ -1,8 +1,11 @@
-"""Notice test examples that are trained on too, because scores on them prove nothing."""
+"""Notice what makes scores prove nothing: test examples that are trained on, inputs that tell."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from regrow.data.images import Images, MemoryImages
 from regrow.data.named import NamedInputs
@@ -27,6 +30,34 @@ def copies(train: Images, test: Images, spec: DataSpec, *, noun: str) -> tuple[s
         f"for new {noun}s, and most for networks that fit the training {noun}s best. If they are "
         "copies, remove them.",
     )
+
+
+def telling(inputs: Mapping[str, Tensor], targets: Tensor, spec: DataSpec) -> tuple[str, ...]:
+    """Return a notice for each input that tells the target: equal to it, or one value per class.
+
+    Args:
+        inputs: [rows] each; inputs of more dimensions are not examined.
+        targets: [rows] or [rows, 1], classes or numbers.
+    """
+    if targets.numel() != len(targets):
+        return ()
+    wanted = targets.flatten()
+    return tuple(
+        f"Data set {spec.name!r}: the column {name!r} tells the target of each row, and networks "
+        "take it as an input. If it is another form of the target, remove it."
+        for name, values in inputs.items()
+        if values.dim() == 1 and _tells(values, wanted)
+    )
+
+
+def _tells(values: Tensor, targets: Tensor) -> bool:
+    """Return whether values and targets determine each other, in at least two rows per value."""
+    if targets.is_floating_point():
+        return torch.equal(values.to(targets.dtype), targets) and len(targets.unique()) > 1
+    _, of_value = values.unique(return_inverse=True)
+    kinds = of_value * (int(targets.max()) + 1) + targets
+    num = len(kinds.unique())
+    return 1 < num <= len(targets) // 2 and num == int(of_value.max()) + 1 == len(targets.unique())
 
 
 def _hashes(examples: MemoryImages) -> NDArray[np.int64]:

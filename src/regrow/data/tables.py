@@ -23,6 +23,7 @@ from regrow.data.columns import (
     labelled,
     split_columns,
 )
+from regrow.data.copies import telling
 from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError, short, unknown
 
@@ -101,7 +102,8 @@ def csv_table(spec: DataSpec) -> Arrays:
     else:
         targets, classes = _classes(wanted)
     rows = Rows(inputs=torch.tensor(inputs), targets=targets)
-    notices = _notices(spec, unnamed, dict(zip(names, rows.inputs.T, strict=True)))
+    named = dict(zip(names, rows.inputs.T, strict=True))
+    notices = (*_notices(spec, unnamed, named), *telling(named, targets, spec))
     return Arrays(task=task, train=rows, classes=classes, notices=notices)
 
 
@@ -209,7 +211,7 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     unread = sorted({*arrays}.difference(*names.values()))
     notice = f"Data set {spec.name!r}: these arrays are not read: {quoted(unread, SHOWN)}."
     examples = labelled(inputs, targets, spec, vocabulary=vocabulary)
-    return replace(examples, notices=(notice,)) if unread else examples
+    return replace(examples, notices=(*examples.notices, notice)) if unread else examples
 
 
 def _names_of_splits(
