@@ -53,11 +53,13 @@ def telling(inputs: Mapping[str, Tensor], targets: Tensor, spec: DataSpec) -> tu
 def _tells(values: Tensor, targets: Tensor) -> bool:
     """Return whether values and targets determine each other, in at least two rows per value."""
     if targets.is_floating_point():
-        return torch.equal(values.to(targets.dtype), targets) and len(targets.unique()) > 1
-    _, of_value = values.unique(return_inverse=True)
+        return torch.equal(values.to(targets.dtype), targets) and len(torch.unique(targets)) > 1
+    _, of_value = torch.unique(values, return_inverse=True)
     kinds = of_value * (int(targets.max()) + 1) + targets
-    num = len(kinds.unique())
-    return 1 < num <= len(targets) // 2 and num == int(of_value.max()) + 1 == len(targets.unique())
+    num = len(torch.unique(kinds))
+    return 1 < num <= len(targets) // 2 and num == int(of_value.max()) + 1 == len(
+        torch.unique(targets)
+    )
 
 
 def _hashes(examples: MemoryImages) -> NDArray[np.int64]:
