@@ -265,7 +265,7 @@ def test_an_export_that_is_off_is_not_written(
     done = command(*SHRINK, "--sparsity", "0.5", "--pt2")
     assert done.code == 2
     assert "the exported network is off by" in done.text
-    assert not (here / "small").exists()
+    assert not (here / "small" / "model.pt2").exists()
 
 
 def test_a_failed_export_leaves_the_pruned_network(here: Path, command: Command) -> None:
