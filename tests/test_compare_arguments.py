@@ -67,7 +67,7 @@ def script(train: str, *, code: str = "") -> str:
 
 def test_a_script_that_holds_the_functions_is_told_to_guard_its_call(here: Path) -> None:
     (here / "script.py").write_text(script("script.py:train", code=TRAIN))
-    words = f"{here / 'script.py'} is imported again .* calls regrow.compare .* `if __name__"
+    words = f"{here / 'script.py'} is imported for .* calls regrow.compare .* `if __name__"
     with pytest.raises(ConfigError, match=words):
         regrow.compare(NETWORK, "script.py:train", **RIGHT)
     (here / "study.py").write_text("import regrow\nregrow.run_study('study.yaml')")

@@ -1,4 +1,4 @@
-"""Notice what makes scores prove nothing: test examples that are trained on, inputs that tell."""
+"""Notice what makes scores mislead: test examples trained on, inputs that tell the target."""
 
 from collections.abc import Mapping
 
@@ -51,7 +51,7 @@ def telling(inputs: Mapping[str, Tensor], targets: Tensor, spec: DataSpec) -> tu
 
 
 def _tells(values: Tensor, targets: Tensor) -> bool:
-    """Return whether values and targets determine each other, in at least two rows per value."""
+    """Return whether values equal the targets, or are one for each class, with two rows or more."""
     if targets.is_floating_point():
         return torch.equal(values.to(targets.dtype), targets) and len(torch.unique(targets)) > 1
     _, of_value = torch.unique(values, return_inverse=True)

@@ -50,7 +50,7 @@ _IMPORTING: list[str] = []  # files whose import is under way, the innermost las
 
 
 class UnguardedCallError(ConfigError):
-    """A script's call that was reached again because the script is imported for its functions."""
+    """A call that was reached because its script is imported for the functions that it holds."""
 
 
 @dataclass(frozen=True, init=False)
@@ -264,7 +264,7 @@ def code_at(text: str) -> tuple[Any, Path]:
 
 
 def refuse_second_call(call: str) -> None:
-    """Refuse a call that is reached because its script is imported again.
+    """Refuse a call that is reached because its script is being imported.
 
     A worker process that imports the script for the parts that it registered exits; the process
     that started it reports what to do.
@@ -274,7 +274,7 @@ def refuse_second_call(call: str) -> None:
     """
     if _IMPORTING:
         raise UnguardedCallError(
-            f"{_IMPORTING[-1]} is imported again for the functions that a study uses, and calls "
+            f"{_IMPORTING[-1]} is imported for the functions that a study uses, and calls "
             f"{call} while it is imported. Put this call under `if __name__ == '__main__':`, or "
             "move these functions into a file of their own."
         )

@@ -79,7 +79,7 @@ class Compressed:
             (scratch / CARD).write_text(f"{text}\n", encoding="utf-8")
             (scratch / PAGE).write_text(card.to_markdown(), encoding="utf-8")
         if failures:
-            kept = f"'{folder}' has the pruned network, without this export."
+            kept = f"'{folder}' has the pruned network and everything else."
             raise type(failures[0])(" ".join([*map(str, failures), kept]))
         return card
 

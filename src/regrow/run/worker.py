@@ -325,8 +325,8 @@ class _Workers:
             raise RegrowError(
                 f"A worker process did not start: it {end}. Its own message is above, if it had "
                 f"one. A script that calls regrow.run, or registers parts of its own and calls "
-                f"regrow.run_study, needs `if __name__ == '__main__':` around its calls; or use "
-                f"workers=0, which stays in this process."
+                f"regrow.run_study or regrow.compare, needs `if __name__ == '__main__':` around "
+                f"its calls; or use workers=0, which stays in this process."
             )
         if not self._stopping and self._num_hands < self._most:
             self._workers.append(_Worker(worker.origin))
