@@ -118,6 +118,8 @@ def test_an_edited_file_is_a_new_pruning_of_the_same_training(tmp_path: Path) ->
     load_file(file)
     before = _keys()
     file.write_text(f"{text}\n# Another thought.\n")
+    assert _keys() == before  # this process still has the code that it has read
+    load_file(file)
     after = _keys()
     assert before["train"] == after["train"]
     assert before["prune"] != after["prune"]
@@ -151,6 +153,7 @@ def test_an_edited_model_is_another_training_and_another_scratch_row(tmp_path: P
 
     before = keys()
     file.write_text(f"{text}\n# Another thought.\n")
+    load_file(file)
     assert not before & keys()
 
 
@@ -170,6 +173,7 @@ register_method("own-penalty", criterion=norm_scale, penalty=penalty, strength={
     before = METHODS.code("own-penalty")
     assert before is not None
     file.write_text(text.replace("pass", "return"))
+    load_file(file)
     assert METHODS.code("own-penalty") not in (None, before)
 
 

@@ -13,14 +13,17 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import CodeType
 from typing import Generic, TypeVar
 
+from regrow.core.source import digest_of_files, digests_of
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, unknown
 
@@ -85,6 +88,8 @@ class Registry(Generic[T]):
         self.also = also or {}
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
+        self._registrants: dict[str, str] = {}  # the file whose statement registered a name
+        self._codes: dict[str, str | None] = {}
         self._revisions: dict[str, int] = {}
         self._own: set[str] = set()  # names whose code is part of regrow itself
         self._discovered = False
@@ -97,28 +102,55 @@ class Registry(Generic[T]):
         origin: Callable[..., object] | str | None = None,
         revision: int = 1,
     ) -> None:
-        """Register a value; raise ``ConfigError`` if another file has registered its name.
+        """Register a value; raise ``ConfigError`` if its name is taken.
 
-        ``origin`` is the file that registers, or a function in it. A name that ends in a colon
-        (``hf:``) is a prefix: it matches every name that begins with it. Raise ``revision`` when
-        the meaning of a built-in name changes, so that results of the old one are not used.
+        ``origin`` is the file that registers, or a function, whose file may be another. A name that
+        ends in a colon (``hf:``) is a prefix: it matches every name that begins with it. Raise
+        ``revision`` when the meaning of a built-in name changes, so that results of the old one are
+        not used.
         """
         key = canonical(name)
+        registrant = _registrant()
         source = _source_of(origin) if callable(origin) else origin or self.package
-        if key in self._values and self._origins[key] != source:
-            raise ConfigError(
-                f"The {self.kind} {name!r} is registered twice: in {self._origins[key]} and in "
-                f"{source}. Rename one of them."
-            )
+        if registrant is None:
+            registrant = source
+        elif _is_ours(source):
+            source = registrant  # a function of this package under a user's name
+        self._refuse_twice(name, key, registrant)
         self._values[key] = value
-        self._origins[key] = source
+        self._origins[key], self._registrants[key] = source, registrant
         self._revisions[key] = revision
-        if Path(source).is_relative_to(PACKAGE):
+        if _is_ours(source):
             self._own.add(key)
+            self._codes[key] = None
             return
         self._own.discard(key)
+        # Now, because the files may be edited while this process keeps the code that it has read.
+        self._codes[key] = digest_of_files({source, registrant}) or _digest_of_code(origin)
         if source != self.package:
-            _ELSEWHERE.add(source)
+            _ELSEWHERE.add(registrant)
+
+    def _refuse_twice(self, name: str, key: str, registrant: str) -> None:
+        """Refuse a name that another file has registered, or a loading file a second time."""
+        if key not in self._values and not _is_ours(registrant):
+            module = self._declared().module_of.get(key)
+            if module is not None:  # a built-in name that was not needed so far
+                _import(module)
+        before = self._registrants.get(key)
+        # A cell of a notebook has another name after an edit; it may register again.
+        is_cell = before is not None and not any(Path(f).is_file() for f in (before, registrant))
+        if before is not None and before != registrant and not (is_cell and key not in self._own):
+            raise ConfigError(
+                f"The {self.kind} {name!r} is registered twice: in {before} and in "
+                f"{registrant}. Rename one of them."
+            )
+        if _LOADING:
+            if (self.kind, key) in _LOADING[-1]:
+                raise ConfigError(
+                    f"The {self.kind} {name!r} is registered twice in {registrant}, and only the "
+                    "second would be used. Rename one of them."
+                )
+            _LOADING[-1].add((self.kind, key))
 
     def get(self, name: str) -> T:
         """Return the value of a name; if unknown, raise ``ConfigError`` with similar names."""
@@ -212,17 +244,17 @@ class Registry(Generic[T]):
         return self.key(name) in self._own
 
     def code(self, name: str) -> str | None:
-        """Return the digest of a name's file if it is not part of regrow itself, else None.
+        """Return the digest of a name's files if they are not part of regrow itself, else None.
 
-        It is part of job keys, so that results of an edited criterion are not reused.
+        They are the file that registered it, that of its function, and those of their folders that
+        they import, as they were then. It is part of job keys, so that results of an edited
+        criterion are not reused.
         """
         if self.outside is not None and self.outside.is_name(name):
             code = self.outside.code(name)
-            if code is not None:
-                return code
-        if self.is_own(name) or not (source := Path(self.origin(name))).is_file():
-            return None
-        return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+            own = self.is_own(name)
+            return code if code is not None or own else digest_of_files({self.origin(name)})
+        return None if self.is_own(name) else self._codes[self.key(name)]
 
     def _declared(self) -> "_Declared":
         """Return the names that can be read from the source of this registry's modules."""
@@ -333,7 +365,8 @@ def place_in(file: Path, error: BaseException) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-_LOADED: list[Path] = []
+_LOADED: dict[Path, Mapping[Path, str]] = {}  # with the digests of what they import, and their own
+_LOADING: list[set[tuple[str, str]]] = []  # what the file that is being loaded has registered
 _WITH = "regrow_with_"  # prefix of the names of modules loaded from files
 _ELSEWHERE: set[str] = set()  # files outside this package that registered something
 
@@ -348,24 +381,44 @@ def registered_elsewhere() -> tuple[str, ...]:
 
 
 def load_file(path: str | Path, *, where: str | None = None) -> None:
-    """Import a Python file so that it registers its values; ``where`` names it in messages."""
+    """Import a Python file so that it registers its values; ``where`` names it in messages.
+
+    A file that was edited after it was loaded is loaded again.
+    """
     file, where = Path(path).resolve(), where or f"--with {path}"
-    if file in _LOADED:
-        return
     if not file.is_file():
         raise ConfigError(f"{where}: no such file. Give the path of a Python file.")
+    if file in _LOADED and not _is_edited(file, where):
+        return
     name = f"{_WITH}{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{where}: not a Python file. Its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _LOADING.append(set())
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader, which may use the bytecode of an earlier text of the same size and
+        # second.
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(f"{where}{place_in(file, error)}: {kind}{error}") from error
-    _LOADED.append(file)
+    finally:
+        _LOADING.pop()
+    _LOADED[file] = digests_of(file)
+
+
+def _is_edited(file: Path, where: str) -> bool:
+    """Return whether a loaded file was edited; refuse an edited module that it imported."""
+    before, now = _LOADED[file], digests_of(file)
+    for path in now:
+        if path != file and before.get(path, now[path]) != now[path]:
+            raise ConfigError(
+                f"{where}: {path.name}, which it imports, was edited after this Python process "
+                "imported it. Start Python again, so that the edited file is used."
+            )
+    return before[file] != now[file]
 
 
 def loaded_files() -> tuple[Path, ...]:
@@ -411,4 +464,43 @@ def calling_file(depth: int = 2) -> str:
 
 
 def _source_of(origin: Callable[..., object]) -> str:
-    return inspect.getsourcefile(inspect.unwrap(origin)) or origin.__module__
+    """Return the file of a function, or of what a partial or an object that is called runs."""
+    function: object = inspect.unwrap(origin)
+    while isinstance(function, partial):
+        function = inspect.unwrap(function.func)
+    if not (inspect.isroutine(function) or inspect.isclass(function)):
+        function = type(function)
+    try:
+        found = inspect.getsourcefile(function)  # type: ignore[arg-type]
+    except TypeError:  # compiled code
+        found = None
+    return found or str(getattr(function, "__module__", None))
+
+
+def _registrant() -> str | None:
+    """Return the file whose statement is registering a value; None for ours and installed ones."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name != "<module>":
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    installed = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "scripts"))
+    is_ours = _is_ours(file) or any(Path(file).is_relative_to(folder) for folder in installed)
+    return None if is_ours or file.startswith("<") else file
+
+
+def _digest_of_code(origin: object) -> str | None:
+    """Return the digest of a function without a source text, as one typed at a prompt has none."""
+
+    def parts(code: CodeType) -> Iterator[str]:
+        yield f"{code.co_code.hex()} {code.co_names}"
+        for const in code.co_consts:
+            yield from parts(const) if isinstance(const, CodeType) else [repr(const)]
+
+    code = getattr(origin, "__code__", None)
+    return code and hashlib.sha256("\n".join(parts(code)).encode()).hexdigest()[:16]
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).is_relative_to(PACKAGE)

@@ -2,7 +2,8 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import linecache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from regrow.errors import ConfigError, short
@@ -14,9 +15,33 @@ def digest_of_source(file: Path) -> str:
     Indirect imports count too; installed modules do not, and neither do paths: the same files in
     another folder have the same digest.
     """
-    texts = {path.name: path.read_bytes() for path in sources(file)}
-    parts = [f"{name} {hashlib.sha256(text).hexdigest()}" for name, text in sorted(texts.items())]
+    found = {path.name: digest for path, digest in digests_of(file).items()}
+    parts = [f"{name} {digest}" for name, digest in sorted(found.items())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def digest_of_files(files: Iterable[str]) -> str | None:
+    """Return the digest of Python files and of those of their folders that they import.
+
+    Cells of a notebook are read as Python keeps their text; None if nothing can be read. For one
+    file that imports no other it is the digest of its bytes.
+    """
+    digests: set[str] = set()
+    for file in files:
+        if Path(file).suffix == ".py" and Path(file).is_file():
+            digests |= {*digests_of(Path(file)).values()}
+        elif Path(file).is_file():
+            digests.add(hashlib.sha256(Path(file).read_bytes()).hexdigest())
+        elif text := "".join(linecache.getlines(file)):
+            digests.add(hashlib.sha256(text.encode()).hexdigest())
+    if len(digests) <= 1:
+        return next((digest[:16] for digest in digests), None)
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
+def digests_of(file: Path) -> dict[Path, str]:
+    """Return the digests of a Python file and of the files of its folder that it imports."""
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources(file)}
 
 
 def sources(file: Path) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.core.digests import canonical_json
 from regrow.core.registry import PACKAGE, loaded_files
-from regrow.core.source import sources
+from regrow.core.source import digests_of, sources
 from regrow.errors import ConfigError, StoreError
 from regrow.store import Store
 from regrow.studies.yaml_file import read_file, replaced
@@ -115,7 +115,7 @@ def _identity(study: Path, data: Mapping[str, str]) -> str | None:
         parts = [
             hashlib.sha256(content).hexdigest(),
             *(f"{name}={replacement}" for name, replacement in sorted(data.items())),
-            *(hashlib.sha256(file.read_bytes()).hexdigest() for file in loaded_files()),
+            *(digest for file in loaded_files() for digest in digests_of(file).values()),
             *sorted(
                 f"{e.name} {e.value} {e.dist.version if e.dist else ''}"
                 for group in EXTENSIONS

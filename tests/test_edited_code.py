@@ -1,0 +1,197 @@
+"""Code of users' files in keys: no result of other code than the one that is named is reused."""
+
+import importlib
+import linecache
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from regrow.core import registry
+from regrow.core.registry import load_file
+from regrow.errors import ConfigError
+from regrow.pruning.method import CRITERIA, METHODS
+
+HEAD = "from regrow.pruning.method import criterion, register_method\n"
+SCORE = "group.sum(lambda name: probe.weight(name).abs()"
+
+
+def _codes(file: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, str | None]:
+    """Return the codes of a criterion and a method, as a new process has them."""
+    monkeypatch.setattr(registry, "_LOADED", {})
+    sys.modules.pop("beside", None)
+    importlib.invalidate_caches()
+    load_file(file)
+    return CRITERIA.code("mine"), METHODS.code("mine")
+
+
+@pytest.mark.parametrize(
+    ("mine", "beside"),
+    [
+        (  # a function that the criterion calls
+            "from beside import power\n"
+            "@criterion('mine')\n"
+            f"def mine(group, probe):\n    return {SCORE} ** power())\n"
+            "register_method('mine', criterion=mine)\n",
+            "def power():\n    return 2\n",
+        ),
+        (  # a criterion made by a function of another file, with its own number
+            "from beside import made\n"
+            "register_method('mine', criterion=criterion('mine')(made(2)))\n",
+            f"def made(power):\n    return lambda group, probe: {SCORE} ** power)\n",
+        ),
+        (  # a part of a function of another file
+            "from functools import partial\nfrom beside import score\n"
+            "register_method('mine', criterion=criterion('mine')(partial(score, power=2)))\n",
+            f"def score(group, probe, power):\n    return {SCORE} ** power)\n",
+        ),
+        (  # an object that is called
+            "from beside import Score\n"
+            "register_method('mine', criterion=criterion('mine')(Score(2)))\n",
+            "class Score:\n    def __init__(self, power):\n        self.power = power\n"
+            f"    def __call__(self, group, probe):\n        return {SCORE} ** self.power)\n",
+        ),
+        (  # everything is registered by another file
+            "from beside import register\nregister(2)\n",
+            f"{HEAD}def register(power):\n"
+            f"    score = criterion('mine')(lambda group, probe: {SCORE} ** power))\n"
+            "    register_method('mine', criterion=score)\n",
+        ),
+    ],
+    ids=["call", "closure", "partial", "object", "register"],
+)
+def test_an_edit_of_any_file_behind_a_criterion_is_another_key(
+    mine: str, beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for names in (CRITERIA, METHODS):
+        for part in ("_values", "_origins", "_registrants", "_codes"):
+            monkeypatch.setattr(names, part, dict(getattr(names, part)))
+    file = tmp_path / "mine.py"
+    file.write_text(HEAD + mine)
+    (tmp_path / "beside.py").write_text(beside)
+    before = _codes(file, monkeypatch)
+    assert _codes(file, monkeypatch) == before
+    assert None not in before
+    for name in ("mine.py", "beside.py"):
+        text = (tmp_path / name).read_text()
+        edited = text.replace("2", "3") if "2" in text else f"{text}# Edited.\n"
+        (tmp_path / name).write_text(edited)
+        after = _codes(file, monkeypatch)
+        assert not {*before} & {*after}, name
+        before = after
+
+
+def test_a_treatment_of_this_package_under_an_own_name_is_of_the_file_that_names_it(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "borrowed.py"
+    file.write_text(
+        f"{HEAD}from regrow.pruning.method import METHODS\n"
+        "treatment = METHODS.get('agp').treatment\n"
+        "register_method('borrowed', criterion='magnitude', unit='weight', treatment=treatment)\n"
+    )
+    load_file(file)
+    assert METHODS.code("borrowed") is not None
+    assert METHODS.origin("borrowed") == str(file)
+    assert "borrowed" in METHODS.added()
+
+
+def test_a_file_keeps_the_key_of_the_code_that_was_read_until_it_is_loaded_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "later.py"
+    text = f"{HEAD}@criterion('later')\ndef later(group, probe):\n    return 1\n"
+    file.write_text(text)
+    load_file(file)
+    code = CRITERIA.code("later")
+    file.write_text(text.replace("1", "2"))  # the same size, and the same second
+    assert CRITERIA.code("later") == code
+    load_file(file)
+    assert CRITERIA.code("later") not in (None, code)
+    assert CRITERIA.get("later")(None, None) == 2  # type: ignore[arg-type,comparison-overlap]
+
+
+def test_an_edited_module_that_this_process_has_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_once.py").write_text("power = 2\n")
+    file = tmp_path / "importing.py"
+    file.write_text("from imported_once import power\n")
+    load_file(file)
+    load_file(file)
+    (tmp_path / "imported_once.py").write_text("power = 3\n")
+    with pytest.raises(ConfigError, match=r"imported_once.py, which it imports, was edited after"):
+        load_file(file)
+
+
+def test_a_name_that_one_file_registers_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "copied.py"
+    file.write_text(
+        f"{HEAD}"
+        "@criterion('copied')\ndef one(group, probe):\n    return 1\n"
+        "register_method('first', criterion=one)\n"
+        "@criterion('copied')\ndef two(group, probe):\n    return 2\n"
+    )
+    with pytest.raises(ConfigError, match=r"line 6: The criterion 'copied' is registered twice in"):
+        load_file(file)
+
+
+def test_a_name_that_two_files_register_by_one_function_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "makes_both.py").write_text("def made(n):\n    return lambda group, probe: n\n")
+    for name in ("one", "two"):
+        text = f"{HEAD}from makes_both import made\ncriterion('of-both')(made('{name}'))\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    load_file(tmp_path / "one.py")
+    with pytest.raises(
+        ConfigError, match=r"'of-both' is registered twice: in .*one.py and in .*tw"
+    ):
+        load_file(tmp_path / "two.py")
+
+
+def test_a_built_in_name_is_refused_even_if_it_was_not_needed_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(registry, "_import", imported.append)
+    monkeypatch.setattr(CRITERIA, "_values", {})
+    file = tmp_path / "taken.py"
+    file.write_text(f"{HEAD}@criterion('Taylor')\ndef mine(group, probe):\n    return 1\n")
+    with suppress(ConfigError):
+        load_file(file)
+    assert imported == ["regrow.methods.taylor"]
+
+
+def _cell(text: str, name: str) -> None:
+    """Run a text as a notebook runs a cell: its file does not exist, and its text is cached."""
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), {"__name__": "cell"})
+
+
+def test_an_edited_cell_of_a_notebook_replaces_its_criterion_and_is_another_key() -> None:
+    text = f"{HEAD}@criterion('in-cell')\ndef mine(group, probe):\n    return 1\n"
+    codes = []
+    for number in (1, 2, 1):
+        edited = text.replace("return 1", f"return {number}")
+        _cell(edited, f"/tmp/ipykernel_1/{number}.py")
+        codes.append(CRITERIA.code("in-cell"))
+        assert CRITERIA.get("in-cell")(None, None) == number  # type: ignore[arg-type,comparison-overlap]
+    assert codes[0] == codes[2] is not None
+    assert codes[0] != codes[1]
+
+
+def test_a_criterion_without_a_source_has_the_key_of_its_code() -> None:
+    codes = []
+    for number in (1, 2):
+        text = f"{HEAD}@criterion('typed')\ndef mine(group, probe):\n    return lambda: {number}\n"
+        exec(compile(text, "<stdin>", "exec"), {"__name__": "__main__"})
+        codes.append(CRITERIA.code("typed"))
+    assert None not in codes
+    assert codes[0] != codes[1]
+    assert METHODS.code("l1-filter") is None
