@@ -111,7 +111,7 @@ def test_a_file_keeps_the_key_of_the_code_that_was_read_until_it_is_loaded_again
     assert CRITERIA.code("later") == code
     load_file(file)
     assert CRITERIA.code("later") not in (None, code)
-    assert CRITERIA.get("later")(None, None) == 2  # type: ignore[arg-type,comparison-overlap]
+    assert CRITERIA.get("later")(None, None) == 2  # type: ignore[arg-type]
 
 
 def test_an_edited_module_that_this_process_has_imported_is_refused(
@@ -181,7 +181,7 @@ def test_an_edited_cell_of_a_notebook_replaces_its_criterion_and_is_another_key(
         edited = text.replace("return 1", f"return {number}")
         _cell(edited, f"/tmp/ipykernel_1/{number}.py")
         codes.append(CRITERIA.code("in-cell"))
-        assert CRITERIA.get("in-cell")(None, None) == number  # type: ignore[arg-type,comparison-overlap]
+        assert CRITERIA.get("in-cell")(None, None) == number  # type: ignore[arg-type]
     assert codes[0] == codes[2] is not None
     assert codes[0] != codes[1]
 

@@ -471,7 +471,7 @@ def _source_of(origin: Callable[..., object]) -> str:
     if not (inspect.isroutine(function) or inspect.isclass(function)):
         function = type(function)
     try:
-        found = inspect.getsourcefile(function)  # type: ignore[arg-type]
+        found = inspect.getsourcefile(function)
     except TypeError:  # compiled code
         found = None
     return found or str(getattr(function, "__module__", None))
