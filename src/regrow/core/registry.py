@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import CodeType
@@ -136,7 +137,7 @@ class Registry(Generic[T]):
             module = self._declared().module_of.get(key)
             if module is not None:  # a built-in name that was not needed so far
                 _import(module)
-        before = self._registrants.get(key)
+        before = self._registrants.get(key) if key in self._values else None
         # A cell of a notebook has another name after an edit; it may register again.
         is_cell = before is not None and not any(Path(f).is_file() for f in (before, registrant))
         if before is not None and before != registrant and not (is_cell and key not in self._own):
@@ -391,22 +392,29 @@ def load_file(path: str | Path, *, where: str | None = None) -> None:
     if file in _LOADED and not _is_edited(file, where):
         return
     name = f"{_WITH}{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    loader = _FromSource(name, str(file)) if file.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{where}: not a Python file. Its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     _LOADING.append(set())
     try:
-        # Not by the loader, which may use the bytecode of an earlier text of the same size and
-        # second.
-        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
+        spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(f"{where}{place_in(file, error)}: {kind}{error}") from error
     finally:
         _LOADING.pop()
     _LOADED[file] = digests_of(file)
+
+
+class _FromSource(SourceFileLoader):
+    """Compiles the text, because bytecode may be of another text of the same size and second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
 
 
 def _is_edited(file: Path, where: str) -> bool:
