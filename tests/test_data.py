@@ -339,6 +339,7 @@ def test_data_set_is_added_by_one_file(tmp_path: Path) -> None:
     assert dataset.augmentation == "shift"
     before = fingerprint(spec)
     file.write_text(OWN_FILE + "\n# edited\n")
+    load_file(file)
     assert fingerprint(spec) != before
 
 

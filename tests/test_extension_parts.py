@@ -138,6 +138,7 @@ def test_a_schedule_of_one_file_is_trained_on(tmp_path: Path) -> None:
     before = {plain.spec["recipe_code"], retrained.spec["recipe_code"]}
     assert None not in before
     file.write_text(f"{SCHEDULES}\n# Another thought.\n")
+    load_file(file)
     for job in Study.from_json({**STUDY, "recipe": recipe, "arms": ["unpruned", own]}).jobs():
         assert job.spec["recipe_code"] not in before
 
