@@ -41,7 +41,7 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     from regrow.data import DATASETS
     from regrow.pruning.method import CRITERIA, METHODS
 
-    monkeypatch.setattr(registry, "_LOADED", {})
+    monkeypatch.setattr(registry, "_LOADED", [])
     for names in (METHODS, CRITERIA, DATASETS):
         names.names()
         monkeypatch.setattr(names, "_values", dict(names._values))

@@ -167,7 +167,7 @@ def module_at(file: Path) -> ModuleType:
 
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo at a test's end what it registers, and forget the files that it loads."""
-    monkeypatch.setattr(registry_module, "_LOADED", dict(registry_module._LOADED))
+    monkeypatch.setattr(registry_module, "_LOADED", [*registry_module._LOADED])
     registries: tuple[Registry[Any], ...] = (
         *(ALLOCATIONS, CRITERIA, REPAIRS, METHODS, COST_TARGETS, UNITS, MODELS, DATASETS, TASKS),
         *(OBJECTIVES, OPTIMISERS, SCHEDULES, ARMS),

@@ -829,6 +829,7 @@ def test_a_plan_does_not_guess_and_a_status_sees_edits(here: Path, command: Comm
     assert len([*here.rglob("report.html")]) == 1
     assert "3 of 3 jobs done" in command("status", "study.yaml").text
     (here / "data.py").write_text(DATA + "# edited")
+    del sys.modules["data"]  # as in a new process
     assert "0 of 3 jobs done" in command("status", "study.yaml").text
 
 

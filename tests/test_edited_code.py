@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+import regrow
 from regrow.core import registry
 from regrow.core.registry import load_file
-from regrow.errors import ConfigError
+from regrow.core.source import expecting, read_digests
+from regrow.errors import ConfigError, EditedFileError, RegrowError
+from regrow.models.origins import code_at
 from regrow.pruning.method import CRITERIA, METHODS
+from regrow.run import run
+from regrow.store import Store
+from test_run import Walk
 
 HEAD = "from regrow.pruning.method import criterion, register_method\n"
 SCORE = "group.sum(lambda name: probe.weight(name).abs()"
@@ -19,7 +25,7 @@ SCORE = "group.sum(lambda name: probe.weight(name).abs()"
 
 def _codes(file: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, str | None]:
     """Return the codes of a criterion and a method, as a new process has them."""
-    monkeypatch.setattr(registry, "_LOADED", {})
+    monkeypatch.setattr(registry, "_LOADED", [])
     sys.modules.pop("beside", None)
     importlib.invalidate_caches()
     load_file(file)
@@ -124,7 +130,9 @@ def test_an_edited_module_that_this_process_has_imported_is_refused(
     load_file(file)
     load_file(file)
     (tmp_path / "imported_once.py").write_text("power = 3\n")
-    with pytest.raises(ConfigError, match=r"imported_once.py, which it imports, was edited after"):
+    with pytest.raises(
+        ConfigError, match=r"imported_once.py', which 'importing.py' imports, was edited after"
+    ):
         load_file(file)
 
 
@@ -195,3 +203,116 @@ def test_a_criterion_without_a_source_has_the_key_of_its_code() -> None:
     assert None not in codes
     assert codes[0] != codes[1]
     assert METHODS.code("l1-filter") is None
+
+
+# --- edits while a run goes on -------------------------------------------------------------------
+
+NETWORK = """
+from torch import nn
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+"""
+TRAIN = """
+from pathlib import Path
+
+def train(model, budget, seed):
+    {edit}
+    for parameter in model.parameters():
+        parameter.data += budget.epochs
+    return {{"accuracy": 0.5}}
+"""
+EDIT = 'Path("nets.py").write_text(Path("nets.py").read_text().replace("12", "10"))'
+
+
+def _macs(*, seeds: int = 1, workers: int = 0) -> list[int]:
+    """Compare by a function, and return the MACs of the runs."""
+    found = regrow.compare(
+        {"network": "nets.py:mlp", "input": "1x4"},
+        "mine.py:train",
+        metric="accuracy",
+        budget=4,
+        amounts={"sparsity": 0.5},
+        seeds=seeds,
+        workers=workers,
+        store="store",
+    )
+    return [run.macs for run in found.runs]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a network and a training function that edits its file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETWORK)
+    (tmp_path / "mine.py").write_text(TRAIN.format(edit=EDIT))
+    return tmp_path
+
+
+def test_a_run_goes_on_with_the_code_that_it_has_read(folder: Path) -> None:
+    assert _macs() == [84, 42, 42, 42, 42]
+    assert "10" in (folder / "nets.py").read_text()
+    assert _macs() == [70, 35, 35, 35, 35]  # of the edited file, which this process reads again
+
+
+@pytest.mark.slow
+def test_a_process_that_reads_a_file_after_it_was_edited_refuses_it(folder: Path) -> None:
+    file = folder / "later.py"
+    file.write_text(
+        f"{HEAD}import os\nfrom pathlib import Path\n"
+        "@criterion('of-two')\ndef score(group, probe):\n    return 1\n"
+    )
+    load_file(file)
+    before = read_digests()
+    file.write_text(file.read_text().replace("1", "2"))
+    job = Walk(name="one")
+    store = Store.open(folder / "store")
+    with pytest.raises(RegrowError, match=r"later.py' was edited after this run had read it"):
+        run([job], store, workers=1)
+    assert read_digests() == before
+
+
+def test_code_that_this_process_reads_during_a_run_is_that_of_its_start(tmp_path: Path) -> None:
+    file = tmp_path / "during.py"
+    file.write_text("def build():\n    return 1\n")
+    value, _ = code_at(f"{file}:build")
+    before = read_digests()
+    file.write_text("def build():\n    return 2\n")
+    with expecting(before):
+        again, _ = code_at(f"{file}:build")
+        assert again() == value() == 1
+    with (
+        pytest.raises(EditedFileError, match=r"during.py' was edited after this run had read it"),
+        expecting({str(file): {str(file): "of another text"}}),
+    ):
+        pass
+    edited, _ = code_at(f"{file}:build")
+    assert edited() == 2
+    with pytest.raises(EditedFileError, match="Finished results are kept"), expecting(before):
+        pass
+
+
+def test_a_file_that_is_first_read_during_a_run_must_be_that_of_its_start(tmp_path: Path) -> None:
+    file = tmp_path / "first.py"
+    file.write_text("def build():\n    return 1\n")
+    with (
+        expecting({str(file): {str(file): "of another text"}}),
+        pytest.raises(EditedFileError, match=r"first.py' was edited after"),
+    ):
+        code_at(f"{file}:build")
+    value, _ = code_at(f"{file}:build")
+    assert value() == 1
+
+
+def test_a_module_that_was_edited_after_its_import_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "by_its_name.py"
+    file.write_text("def build():\n    return 1\n")
+    importlib.invalidate_caches()
+    code_at("by_its_name:build")
+    code_at("by_its_name:build")
+    file.write_text("def build():\n    return 2\n")
+    with pytest.raises(ConfigError, match=r"by_its_name.py' was edited after this Python process"):
+        code_at("by_its_name:build")

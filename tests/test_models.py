@@ -112,7 +112,7 @@ def of_type(model: nn.Module, kind: type[nn.Module]) -> list[Any]:
 def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test register names and load files that are gone after it."""
     MODELS.names()
-    monkeypatch.setattr(registry, "_LOADED", dict(registry._LOADED))
+    monkeypatch.setattr(registry, "_LOADED", list(registry.loaded_files()))
     monkeypatch.setattr(MODELS, "_values", dict(MODELS._values))
     monkeypatch.setattr(MODELS, "_origins", dict(MODELS._origins))
 

@@ -368,8 +368,8 @@ def test_the_text_of_a_file_of_with_travels(
     assert on([train()], tmp_path / "store").complete
     assert {"path": str(file), "text": "import regrow\n"} in fake.requests[0]["with"]
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    assert ray_task._file(file, "import regrow\n") == file
-    copy = ray_task._file(file, "import regrow  # as it was given\n")
+    assert ray_task._file(file, b"import regrow\n") == file
+    copy = ray_task._file(file, b"import regrow  # as it was given\n")
     assert copy != file
     assert copy.name == file.name
     assert copy.read_text() == "import regrow  # as it was given\n"

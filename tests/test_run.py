@@ -600,7 +600,7 @@ class Mine(Defaults):
 def test_workers_know_the_files_that_the_user_gave(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_LOADED", {})
+    monkeypatch.setattr(registry, "_LOADED", [])
     file = tmp_path / "mine.py"
     file.write_text(USER_FILE)
     registry.load_file(file)
@@ -614,7 +614,7 @@ def test_workers_know_the_files_that_the_user_gave(
 def test_file_that_the_user_gave_and_removed_is_a_clear_error(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_LOADED", {tmp_path / "gone.py": {}})
+    monkeypatch.setattr(registry, "_LOADED", [tmp_path / "gone.py"])
     with pytest.raises(RegrowError, match=r"--with .*gone\.py: no such file"):
         run([Walk(name="one"), Walk(name="two")], store, workers=2)
 

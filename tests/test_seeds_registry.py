@@ -139,7 +139,7 @@ def test_code_outside_the_package_is_digested(names: Registry[int]) -> None:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_LOADED", dict(registry._LOADED))
+    monkeypatch.setattr(registry, "_LOADED", list(registry._LOADED))
 
 
 @pytest.mark.usefixtures("fresh")

@@ -19,6 +19,7 @@ import pandas as pd
 
 from regrow.core.execution import RETRIES, Execution
 from regrow.core.registry import registered_elsewhere
+from regrow.core.source import keeping_code
 from regrow.core.texts import listed
 from regrow.core.validation import as_list, check_kind, path_of, refuse_unknown
 from regrow.errors import ConfigError, short
@@ -181,10 +182,11 @@ def compare(
     if folder is not None:
         check_writable(folder)
     script_again = bool(registered_elsewhere())  # workers then need what the script registered
-    summary = run_as(execution, study.jobs(), opened, on_event=on_event, script_again=script_again)
-    results, report = results_of(study, opened), None
-    if folder is not None:
-        report, _ = write_study(study, opened, folder, command="regrow.compare(...)")
+    jobs = study.jobs()
+    with keeping_code():
+        summary = run_as(execution, jobs, opened, on_event=on_event, script_again=script_again)
+        results = results_of(study, opened)
+        report = None if folder is None else _report(study, opened, folder)
     rows = summarise(results.runs)
     page = page_of(results.runs, rows, title=study.title, notes=results.notes, advise=True)
     return ComparisonResult(
@@ -198,6 +200,11 @@ def compare(
         summary=summary,
         report=report,
     )
+
+
+def _report(study: Study, store: Store, folder: Path) -> Report:
+    written, _ = write_study(study, store, folder, command="regrow.compare(...)")
+    return written
 
 
 def _gaps(results: Results) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
     RegrowError
     |- ConfigError      an invalid study, recipe, option or name
-    |  `- TiedScores    a criterion gave all units the same score, so they cannot be ranked
+    |  |- TiedScores    a criterion gave all units the same score, so they cannot be ranked
+    |  `- EditedFileError  a user's file was edited after the run that uses it had read it
     |- DataError        images or labels that are missing, damaged or mislabelled
     |- TraceError       a network whose channels cannot be followed or cut as asked
     |- StoreError       a store that cannot be read, written or trusted
@@ -36,6 +37,10 @@ class ConfigError(RegrowError):
 
 class TiedScores(ConfigError):
     """A criterion gave all units the same score, so they cannot be ranked."""
+
+
+class EditedFileError(ConfigError):
+    """A user's file was edited after the run that uses it had read it."""
 
 
 class DataError(RegrowError):

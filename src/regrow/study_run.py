@@ -21,6 +21,7 @@ import pandas as pd
 
 from regrow.core.execution import RETRIES, Execution
 from regrow.core.registry import load_file, registered_elsewhere
+from regrow.core.source import keeping_code
 from regrow.errors import ConfigError, Interrupted, StoreError, short
 from regrow.models.origins import refuse_second_call
 from regrow.report import Report, page_of
@@ -172,11 +173,12 @@ def run_study(
     opened = Store.open(store)
     choice.keep(opened)
     shown = nullcontext(on_event) if on_event is not None or not progress else display()
-    with shown as show, _saying_how_to_resume():
-        hear = _tracking(read, opened, trackers, before=show)
-        summary = run_as(execution, jobs, opened, on_event=hear, script_again=script_again)
-    _track(read, opened, trackers)
-    return _found(read, opened, summary, choice=choice)
+    with keeping_code():
+        with shown as show, _saying_how_to_resume():
+            hear = _tracking(read, opened, trackers, before=show)
+            summary = run_as(execution, jobs, opened, on_event=hear, script_again=script_again)
+        _track(read, opened, trackers)
+        return _found(read, opened, summary, choice=choice)
 
 
 @contextmanager

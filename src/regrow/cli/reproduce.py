@@ -217,6 +217,7 @@ def _reproduce(
     html: bool,
 ) -> "Published":
     """Run the unfinished jobs of a table or figure, and write its folder."""
+    from regrow.core.source import keeping_code
     from regrow.jobs.base import notices
     from regrow.reproduce.plan import prepare
     from regrow.reproduce.publish import publish
@@ -231,9 +232,10 @@ def _reproduce(
     for notice in (*notices(plan.jobs), slow_bf16(plan.jobs, execution.first)):
         if notice is not None:
             say(notice)
-    with display() as show:
-        run_as(execution, plan.jobs, store, on_event=show)
-    results, provenance = read_back(plan, store), _provenance()
+    with keeping_code():
+        with display() as show:
+            run_as(execution, plan.jobs, store, on_event=show)
+        results, provenance = read_back(plan, store), _provenance()
     published = publish(plan, results, folder, provenance=provenance)
     if html:
         from regrow.reproduce.page import write_entry

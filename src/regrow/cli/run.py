@@ -163,6 +163,7 @@ def run_study(
     """
     workers, device = execution.workers, execution.first
     study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
+    from regrow.core.source import keeping_code
     from regrow.report.files import check_writable
     from regrow.run import check_machines, run_as
     from regrow.run.display import display
@@ -179,18 +180,19 @@ def run_study(
     if first is not None:
         first(jobs, opened, workers)
     command = _report_command(path, store, out, data or (), hours)
-    with display() as show, _saying_how_to_report(command):
-        show = _saying_what_is_known(study, opened, command, before=show)
-        if html:
-            show = _live_page(study, opened, out, choice=choice, path=path, before=show)
-        if tools:
-            show = while_running(study, opened, tools, before=show)
-        summary = run_as(execution, jobs, opened, on_event=show)
-    announce("Writing the report")
-    written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)
-    _print_report(written, as_json=as_json, summary=summary)
-    _print_summary(summary, written.paths[0])
-    export_at_end(study, opened, tools)
+    with keeping_code():
+        with display() as show, _saying_how_to_report(command):
+            show = _saying_what_is_known(study, opened, command, before=show)
+            if html:
+                show = _live_page(study, opened, out, choice=choice, path=path, before=show)
+            if tools:
+                show = while_running(study, opened, tools, before=show)
+            summary = run_as(execution, jobs, opened, on_event=show)
+        announce("Writing the report")
+        written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)
+        _print_report(written, as_json=as_json, summary=summary)
+        _print_summary(summary, written.paths[0])
+        export_at_end(study, opened, tools)
     if set(statuses) != {"done"} or not summary.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
 

@@ -18,15 +18,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import CodeType
 from typing import Generic, TypeVar
 
-from regrow.core.source import digest_of_files, digests_of
+from regrow.core.source import digest_of_files, import_file, is_edited, note_read
 from regrow.core.validation import is_number
-from regrow.errors import ConfigError, unknown
+from regrow.errors import ConfigError, EditedFileError, unknown
 
 PACKAGE = Path(__file__).parents[1]
 T = TypeVar("T")
@@ -127,7 +126,11 @@ class Registry(Generic[T]):
             return
         self._own.discard(key)
         # Now, because the files may be edited while this process keeps the code that it has read.
-        self._codes[key] = digest_of_files({source, registrant}) or _digest_of_code(origin)
+        files = {source, registrant}
+        self._codes[key] = digest_of_files(files) or _digest_of_code(origin)
+        for file in files:
+            if file.endswith(".py") and Path(file).is_file():
+                note_read(Path(file))
         if source != self.package:
             _ELSEWHERE.add(registrant)
 
@@ -366,7 +369,7 @@ def place_in(file: Path, error: BaseException) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-_LOADED: dict[Path, Mapping[Path, str]] = {}  # with the digests of what they import, and their own
+_LOADED: list[Path] = []
 _LOADING: list[set[tuple[str, str]]] = []  # what the file that is being loaded has registered
 _WITH = "regrow_with_"  # prefix of the names of modules loaded from files
 _ELSEWHERE: set[str] = set()  # files outside this package that registered something
@@ -389,44 +392,23 @@ def load_file(path: str | Path, *, where: str | None = None) -> None:
     file, where = Path(path).resolve(), where or f"--with {path}"
     if not file.is_file():
         raise ConfigError(f"{where}: no such file. Give the path of a Python file.")
-    if file in _LOADED and not _is_edited(file, where):
-        return
-    name = f"{_WITH}{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
-    loader = _FromSource(name, str(file)) if file.suffix == ".py" else None
-    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise ConfigError(f"{where}: not a Python file. Its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     _LOADING.append(set())
     try:
-        spec.loader.exec_module(module)
+        if file in _LOADED and not is_edited(file):
+            return
+        name = f"{_WITH}{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
+        import_file(file, name)
+    except EditedFileError:
+        raise
     except (Exception, SystemExit) as error:
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(f"{where}{place_in(file, error)}: {kind}{error}") from error
     finally:
         _LOADING.pop()
-    _LOADED[file] = digests_of(file)
-
-
-class _FromSource(SourceFileLoader):
-    """Compiles the text, because bytecode may be of another text of the same size and second."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
-        return code
-
-
-def _is_edited(file: Path, where: str) -> bool:
-    """Return whether a loaded file was edited; refuse an edited module that it imported."""
-    before, now = _LOADED[file], digests_of(file)
-    for path in now:
-        if path != file and before.get(path, now[path]) != now[path]:
-            raise ConfigError(
-                f"{where}: {path.name}, which it imports, was edited after this Python process "
-                "imported it. Start Python again, so that the edited file is used."
-            )
-    return before[file] != now[file]
+    if file not in _LOADED:
+        _LOADED.append(file)
 
 
 def loaded_files() -> tuple[Path, ...]:

@@ -1,12 +1,23 @@
-"""Digests of a user's source file, including the files of its folder that it imports."""
+"""Users' source files: their import, and digests of what was imported.
+
+Python keeps the code that it has imported, so an edited file and the code that runs may differ.
+What a process has imported is noted with its digest; a file that was edited since is imported
+again, or refused.
+"""
 
 import ast
 import hashlib
+import importlib
+import importlib.util
 import linecache
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType, ModuleType
 
-from regrow.errors import ConfigError, short
+from regrow.errors import ConfigError, EditedFileError, short
 
 
 def digest_of_source(file: Path) -> str:
@@ -39,8 +50,14 @@ def digest_of_files(files: Iterable[str]) -> str | None:
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()[:16]
 
 
-def digests_of(file: Path) -> dict[Path, str]:
-    """Return the digests of a Python file and of the files of its folder that it imports."""
+def digests_of(file: Path) -> Mapping[Path, str]:
+    """Return the digests of a Python file and of the files of its folder that it imports.
+
+    During a run they are those of what the process has read, if it has read the file.
+    """
+    known = _READ.get(str(file.resolve())) if _EXPECTED else None
+    if known is not None:
+        return {Path(path): digest for path, digest in known.items()}
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources(file)}
 
 
@@ -74,3 +91,136 @@ def _imported(file: Path) -> Iterator[str]:
         for name in filter(None, names):
             place = name.replace(".", "/")
             yield from (f"{place}.py", f"{place}/__init__.py")
+
+
+Digests = Mapping[str, Mapping[str, str]]  # of each imported file, those of it and its imports
+_READ: dict[str, Mapping[str, str]] = {}
+_EXPECTED: list[Digests] = []  # for each run that goes on, those in the keys of its jobs
+
+
+def read_digests() -> Digests:
+    """Return the digests of the users' files that this process has imported, as they were then.
+
+    For each imported file (its path), they are those of this file and of the files of its folder
+    that it imports, by path.
+    """
+    return dict(_READ)
+
+
+def note_read(file: Path) -> None:
+    """Note the digests of a file, and of those of its folder that it imports, as read now.
+
+    Raises:
+        ConfigError: a run goes on whose jobs' keys contain other digests.
+    """
+    name = str(file.resolve())
+    digests = {str(path): digest for path, digest in digests_of(file).items()}
+    _refuse_unexpected(name, digests)
+    _READ[name] = digests
+
+
+@contextmanager
+def expecting(digests: Digests) -> Iterator[None]:
+    """Refuse, until it ends, users' files that differ from those that a run's start has read.
+
+    ``digests`` are the ``read_digests`` of the process that made the jobs and so their keys. Files
+    that are not among them may have any content.
+
+    Raises:
+        ConfigError: this process has read a file that differs.
+    """
+    _EXPECTED.append(digests)
+    try:
+        for name, found in _READ.items():
+            _refuse_unexpected(name, found)
+        yield
+    finally:
+        _EXPECTED.remove(digests)
+
+
+def keeping_code() -> AbstractContextManager[None]:
+    """Use the users' code that this process has read, whether its files are edited or not."""
+    return expecting(read_digests())
+
+
+def is_edited(file: Path) -> bool:
+    """Return whether a file differs from what this process has read of it, or was not read.
+
+    Raises:
+        ConfigError: an imported module of its folder differs; Python would not read it again.
+    """
+    file = file.resolve()
+    before = {Path(path): digest for path, digest in _READ.get(str(file), {}).items()}
+    now = digests_of(file)
+    for path in now:
+        if path != file and before.get(path, now[path]) != now[path] and _is_imported(path):
+            raise ConfigError(
+                f"'{path}', which '{file.name}' imports, was edited after this Python process "
+                "imported it. Start Python again, so that the edited file is used."
+            )
+    return before.get(file) != now[file]
+
+
+def import_file(file: Path, name: str) -> ModuleType:
+    """Import a Python file as the module of a name, also if there is one.
+
+    Raises:
+        ConfigError: a run goes on whose jobs' keys contain another digest of it.
+    """
+    file = file.resolve()
+    loader = _FromText(name, str(file))
+    loader.get_code(name)  # for its errors
+    note_read(file)
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def import_module(name: str, file: Path) -> ModuleType:
+    """Import a module by its name, which is in a Python file, and note what was read.
+
+    Raises:
+        ConfigError: it, or a module of its folder that it imports, was edited after this process
+            imported it, or after the start of the run that goes on.
+    """
+    file = file.resolve()
+    if str(file) not in _READ:
+        note_read(file)
+    elif is_edited(file):
+        raise ConfigError(
+            f"'{file}' was edited after this Python process imported it. Start Python again, so "
+            "that the edited file is used."
+        )
+    return importlib.import_module(name)
+
+
+class _FromText(SourceFileLoader):
+    """Compiles the text, because bytecode may be of another text of the same size and second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
+def _refuse_unexpected(file: str, digests: Mapping[str, str]) -> None:
+    """Refuse a file that a run's start has read otherwise, or with other imports."""
+    expected = _EXPECTED[-1].get(file, {}) if _EXPECTED else {}
+    for path, digest in digests.items():
+        if expected.get(path, digest) != digest:
+            raise EditedFileError(
+                f"'{path}' was edited after this run had read it. Start the command, or Python, "
+                "again, so that the edited file is used. Finished results are kept."
+            )
+
+
+def _is_imported(file: Path) -> bool:
+    """Return whether a module of this process is of a file."""
+    modules = list(sys.modules.values())
+    return any(getattr(module, "__file__", None) == str(file) for module in modules)

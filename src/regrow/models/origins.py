@@ -30,9 +30,10 @@ from regrow.core.disk import is_file
 from regrow.core.global_rng import drawing
 from regrow.core.registry import canonical
 from regrow.core.seeds import derive
+from regrow.core.source import import_file, import_module, is_edited
 from regrow.core.validation import is_int
 from regrow.core.validation import text as named
-from regrow.errors import ConfigError, short, unknown
+from regrow.errors import ConfigError, EditedFileError, short, unknown
 from regrow.models import MODELS, ModelEntry, ModelSpec, build, is_origin
 from regrow.models.libraries import LIBRARIES, Library, folder_of
 from regrow.models.weights import PICKLES, PUBLISHED, Checkpoint
@@ -45,7 +46,6 @@ FORMS = (
     "name of a model of regrow's own"
 )
 Kind = Literal["code", "library", "registered"]
-_TEXTS: dict[str, bytes] = {}  # source of each imported file, by the name of its module
 _IMPORTING: list[str] = []  # files whose import is under way, the innermost last
 
 
@@ -396,7 +396,11 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
             "in the folder that holds it, or name its file: path/file.py:build."
         )
     where = spec.origin or place
-    return _imported(lambda: importlib.import_module(place), text, where), where, attribute
+    if where.endswith(".py"):
+        module = _imported(lambda: import_module(place, Path(where)), text, where)
+    else:
+        module = _imported(lambda: importlib.import_module(place), text, where)
+    return module, where, attribute
 
 
 def _imported(importing: Callable[[], ModuleType], text: str, file: str) -> ModuleType:
@@ -434,22 +438,10 @@ def _attribute(module: ModuleType, attribute: str, text: str) -> Any:
 def _from_file(file: Path) -> ModuleType:
     path = file.resolve()
     name = f"regrow_code_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-    text = path.read_bytes()
-    if name in sys.modules and _TEXTS.get(name) == text:  # else edited, as beside a notebook
+    if name in sys.modules and not is_edited(path):  # else edited, as beside a notebook
         return sys.modules[name]
-    _TEXTS[name] = text
     _look_in(path.parent)  # for the files beside it
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return import_file(path, name)
 
 
 def _look_in(folder: Path) -> None:
@@ -461,12 +453,11 @@ def _run(function: Callable[[], Any], text: str, file: str, *, doing: str) -> An
     """Run the user's code; its exceptions become a ``ConfigError`` with file and line."""
     try:
         return function()
-    except UnguardedCallError:
+    except (UnguardedCallError, EditedFileError):
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"{text} {doing}: {place_of(error, file)}{type(error).__name__}: {short(error)}"
-        ) from error
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{text} {doing}: {place_of(error, file)}{kind}{short(error)}") from error
 
 
 def place_of(error: BaseException, file: str) -> str:

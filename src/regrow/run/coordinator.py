@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from regrow.core.distributed import current
 from regrow.core.execution import RETRIES
 from regrow.core.machine import num_cores
+from regrow.core.source import expecting, read_digests
 from regrow.errors import ConfigError, Damaged, Interrupted, RanksLost, StoreError
 from regrow.jobs.base import Job, Notice, Progress, all_jobs
 from regrow.run import events
@@ -94,8 +95,9 @@ def run(
     schedule = Schedule(jobs, store.snapshot().done)
     pending = [node.job for node in schedule.nodes.values()]
     devices = (device,) if isinstance(device, str) else tuple(device)
+    read = read_digests()
+    settings = Settings(device=devices[0], checkpoint_seconds=checkpoint_seconds, read=read)
     if on is not None:
-        settings = Settings(device=devices[0], checkpoint_seconds=checkpoint_seconds)
         executor = on(pending, store, settings, workers)
     else:
         together = devices != ("cpu",) and not current().together
@@ -103,16 +105,13 @@ def run(
             workers = 0
         elif workers is None:
             workers = num_sharing(pending, devices[0]) if together else num_cores()
-        settings = Settings(
-            device=devices[0],
-            checkpoint_seconds=checkpoint_seconds,
-            together=together and workers > 1,
-            script_again=script_again,
-        )
+        together = together and workers > 1
+        settings = replace(settings, together=together, script_again=script_again)
         executor = _on_devices(devices, len(pending), workers, store, settings)
     try:
         limits = Limits(stop_after=stop_after, retries=retries)
-        return Coordinator(schedule, store, executor, emit, limits).run()
+        with expecting(read):
+            return Coordinator(schedule, store, executor, emit, limits).run()
     finally:
         executor.close()
 

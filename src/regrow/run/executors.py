@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Literal, Protocol
@@ -22,9 +22,11 @@ from regrow.core.energy import Counters, EnergyMeter, counters, metered
 from regrow.core.global_rng import drawing
 from regrow.core.machine import machine, versions
 from regrow.core.seeds import derive
+from regrow.core.source import Digests, expecting
 from regrow.errors import (
     ClaimLost,
     CodeError,
+    EditedFileError,
     Interrupted,
     RanksLost,
     RegrowError,
@@ -39,7 +41,7 @@ from regrow.store.workspace import Workspace
 # How long a thread may take to finish its step when the executor is closed.
 CLOSE_SECONDS = 10.0
 # Errors of the environment, not of the job, whose checkpoint is therefore kept.
-ENVIRONMENT = (OSError, MemoryError, StoreError)
+ENVIRONMENT = (OSError, MemoryError, StoreError, EditedFileError)
 LOG_SECONDS = 5.0  # between two progress lines of a job's log
 SEVERAL_RANKS = Counters(unknown="several ranks trained it, which share counters")
 
@@ -88,12 +90,17 @@ def message_from_json(name: str, content: Mapping[str, Any]) -> Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings that all jobs of a run share."""
+    """Settings that all jobs of a run share.
+
+    Attributes:
+        read: the ``read_digests`` of the process that made the jobs and so their keys.
+    """
 
     device: str
     checkpoint_seconds: float
     together: bool = False  # several jobs at once in one process
     script_again: bool = True  # worker processes import the script that started them
+    read: Digests = field(default_factory=dict)
 
 
 Summon = Callable[[Job, Settings], Ranks]
@@ -167,7 +174,7 @@ def _do(
         meter=meter,
     )
     try:
-        with metered(meter), own_randomness(job, settings):
+        with metered(meter), own_randomness(job, settings), expecting(settings.read):
             outcome = job.run(context)
         record = _record(job, outcome, context, device=settings.device)
         store.commit(job.key, record, outcome.tensors, parts=outcome.parts)

@@ -19,7 +19,8 @@ from threading import Event, Thread
 from typing import Any
 
 from regrow.core.digests import parsed, read_file
-from regrow.core.registry import load_file
+from regrow.core.registry import load_file, loaded_files
+from regrow.core.source import expecting, read_digests
 from regrow.errors import ConfigError, StoreError
 from regrow.jobs.as_json import job_from_json
 from regrow.jobs.base import Notice, Progress
@@ -80,8 +81,9 @@ def measure(request: str) -> int:
     """Measure how many trainings like the request's should share this task's GPU."""
     asked = json.loads(request)
     _prepare(asked)
-    job = job_from_json(asked["job"], key=asked["key"])
-    return Sharing(job, asked["most"], asked["steps"]).answer(asked["settings"]["device"])
+    with expecting(asked["settings"]["read"]):
+        job = job_from_json(asked["job"], key=asked["key"])
+        return Sharing(job, asked["most"], asked["steps"]).answer(asked["settings"]["device"])
 
 
 def _work(
@@ -92,7 +94,8 @@ def _work(
     if store is None and asked["inputs"] is None:
         tell("unseen", {})
         return
-    job = job_from_json(asked["job"], key=asked["key"])
+    with expecting(asked["settings"]["read"]):
+        job = job_from_json(asked["job"], key=asked["key"])
     for file in job.files:
         if not Path(file).exists():
             raise ConfigError(
@@ -126,12 +129,14 @@ def _prepare(asked: Mapping[str, Any]) -> None:
     with suppress(OSError):  # the folder may not exist on this machine
         os.chdir(asked["folder"])
     for given in asked["with"]:
-        load_file(_file(Path(given["path"]), given["text"]))
+        path, content = Path(given["path"]), given["text"].encode()
+        read = read_digests().get(str(path), {}).get(str(path))
+        if path not in loaded_files() or read != hashlib.sha256(content).hexdigest():
+            load_file(_file(path, content))
 
 
-def _file(path: Path, text: str) -> Path:
+def _file(path: Path, content: bytes) -> Path:
     """Return the path if it has this content, else that of a copy with it."""
-    content = text.encode()
     with suppress(OSError):
         if path.read_bytes() == content:
             return path

@@ -16,6 +16,7 @@ from types import FrameType
 
 from regrow.core.distributed import ALONE, Ranks, current, join, launched, leave, own_device
 from regrow.core.registry import load_file, loaded_files
+from regrow.core.source import expecting
 from regrow.errors import RanksLost, RegrowError
 from regrow.jobs.as_json import job_from_json, job_to_json
 from regrow.jobs.base import Context, Job
@@ -76,7 +77,8 @@ def _follow(ranks: Ranks, complain: Callable[[str], None]) -> None:
         signal.signal(number, note)
     try:
         while (order := ranks.share(_no_more)) is not None:
-            _do(order, ranks, stopping=lambda: bool(asked_to_stop))
+            with expecting(order.settings.read):
+                _do(order, ranks, stopping=lambda: bool(asked_to_stop))
         leave()
     except Exception as error:
         text = str(error) if isinstance(error, RanksLost) else f"{type(error).__name__}: {error}"

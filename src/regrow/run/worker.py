@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from regrow.core.registry import load_file, loaded_files
+from regrow.core.source import expecting
 from regrow.errors import RegrowError
 from regrow.jobs.as_json import job_from_json, job_to_json
 from regrow.jobs.base import Job
@@ -91,13 +92,20 @@ def work(pipe: "Connection[bytes, bytes]", origin: Origin) -> None:
         except OSError:  # the parent is gone; not an error of the job that sends
             os._exit(1)
 
-    try:
-        for file in origin.files:
-            load_file(file)
-        store = Store.open(origin.store, create=False)
-    except RegrowError as error:
-        send("", READY, {"error": str(error)})
-        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(expecting(origin.settings.read))
+            for file in origin.files:
+                load_file(file)
+            store = Store.open(origin.store, create=False)
+        except RegrowError as error:
+            send("", READY, {"error": str(error)})
+            return
+        _serve(pipe, origin, store, send)
+
+
+def _serve(pipe: "Connection[bytes, bytes]", origin: Origin, store: Store, send: Send) -> NoReturn:
+    """Run the jobs that arrive, until the process is ended."""
     stopping = threading.Event()
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, jobs, stopping), daemon=True).start()

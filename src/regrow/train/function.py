@@ -184,11 +184,6 @@ class TrainFunction:
         printed = _Tail()
         with printed.caught():  # loggers keep the stream
             function, file = code_at(self.text)
-        if digest_of_source(file) != self.digest:
-            raise ConfigError(
-                f"{self.text} was edited while the comparison ran. Start the same command again: "
-                "networks that the earlier version trained are trained again."
-            )
         meter = _Meter(allowance, on_pass, epoch=_epoch_samples.get(self, 0.0))
         before = _Shapes.of(model)
         allowance = replace(allowance, on_done=meter.did)
