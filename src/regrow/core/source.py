@@ -13,6 +13,7 @@ import linecache
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -75,12 +76,20 @@ def sources(file: Path) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def _imported(file: Path) -> Iterator[str]:
-    """Yield the paths that the modules imported by a file would have in its folder."""
+def _imported(file: Path) -> tuple[str, ...]:
+    """Return the paths that the modules imported by a file would have in its folder."""
     try:
-        tree = ast.parse(file.read_bytes())
+        return _places(file.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"'{file}' cannot be read as Python: {short(error)}") from error
+
+
+@lru_cache(maxsize=256)
+def _places(text: bytes) -> tuple[str, ...]:
+    return tuple(_places_in(ast.parse(text)))
+
+
+def _places_in(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
