@@ -11,7 +11,7 @@ import pytest
 import regrow
 from regrow.core import registry
 from regrow.core.registry import load_file
-from regrow.core.source import expecting, read_digests
+from regrow.core.source import expecting, keeping_code, read_digests
 from regrow.errors import ConfigError, EditedFileError, RegrowError
 from regrow.models.origins import code_at
 from regrow.pruning.method import CRITERIA, METHODS
@@ -203,6 +203,128 @@ def test_a_criterion_without_a_source_has_the_key_of_its_code() -> None:
     assert None not in codes
     assert codes[0] != codes[1]
     assert METHODS.code("l1-filter") is None
+
+
+# --- code of a session, such as a notebook's -----------------------------------------------------
+
+
+class Session:
+    """A notebook: cells of one namespace, each of a file that does not exist."""
+
+    def __init__(self) -> None:
+        self.names = {"__name__": "__main__"}
+        self.number = 0
+
+    def run(self, text: str) -> None:
+        self.number += 1
+        name = f"/tmp/ipykernel_2/{self.number}.py"
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        exec(compile(text, name, "exec"), self.names)
+
+    def code(self, text: str) -> str | None:
+        """Return the code of the criterion after running a cell."""
+        self.run(text)
+        return CRITERIA.code("in-session")
+
+
+USES = f"""{HEAD}
+@criterion('in-session')
+def mine(group, probe):
+    return 1 * score(group)
+"""
+
+
+@pytest.mark.parametrize(
+    ("cells", "edit"),
+    [
+        (["def score(group):\n    return 2"], "def score(group):\n    return 3"),
+        (["POWER = 2", "def score(group):\n    return POWER"], "POWER = 3"),
+        (["SET = {'power': [2]}", "def score(group):\n    return SET"], "SET['power'][0] = 3"),
+        (
+            ["def made(power):\n    return lambda group: power", "score = made(2)"],
+            "score = made(3)",
+        ),
+        (
+            [
+                "from functools import partial\ndef first(group, power): return power",
+                "score = partial(first, power=2)",
+            ],
+            "score = partial(first, power=3)",
+        ),
+        (
+            ["class Score:\n    def __call__(self, group):\n        return 2", "score = Score()"],
+            "class Score:\n    def __call__(self, group):\n        return 3\nscore = Score()",
+        ),
+        (
+            [
+                "class Score:\n    def __init__(self, n): self.n = n\n"
+                "    def __call__(self, group): return self.n",
+                "score = Score(2)",
+            ],
+            "score.n = 3",
+        ),
+        (
+            ["from functools import cache", "@cache\ndef score(group):\n    return 2"],
+            "@cache\ndef score(group):\n    return 3",
+        ),
+        (
+            ["import torch\nw = torch.ones(3)", "def score(group):\n    return w"],
+            "w[1] = 2",
+        ),
+        (
+            ["import numpy\nw = numpy.ones(3)", "def score(group):\n    return w"],
+            "w[1] = 2",
+        ),
+        (
+            ["from torch import nn\nw = nn.Linear(2, 2)", "def score(group):\n    return w(group)"],
+            "nn.init.zeros_(w.weight)",
+        ),
+        (["def score(group, power=2):\n    return power"], "score.__defaults__ = (3,)"),
+    ],
+    ids=[
+        *("function", "number", "mapping", "closure", "partial", "class", "attribute", "cache"),
+        *("tensor", "array", "network", "default"),
+    ],
+)
+def test_an_edit_of_another_cell_that_a_criterion_uses_is_another_key(
+    cells: list[str], edit: str
+) -> None:
+    session = Session()
+    for cell in cells:
+        session.run(cell)
+    before = session.code(USES)
+    assert before is not None
+    assert session.code("other = 5") == before
+    after = session.code(edit)
+    assert after not in (None, before)
+    session.run(edit)
+    with keeping_code():
+        assert session.code(cells[-1]) == after  # until the end of a run
+
+
+def test_names_that_a_criterion_does_not_look_up_leave_its_key_as_it_is() -> None:
+    session = Session()
+    session.run("def score(group):\n    return group.weight + len([weight for weight in '12'])")
+    before = session.code(USES)
+    assert session.code("weight, group = 4, 5") == before
+
+
+def test_a_file_that_a_session_has_imported_counts_and_may_not_be_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    codes = []
+    for number in (1, 2):
+        name = f"beside_session_{number}"
+        (tmp_path / f"{name}.py").write_text(f"def score(group):\n    return {number}\n")
+        importlib.invalidate_caches()
+        session = Session()
+        session.run(f"import {name} as beside\ndef score(group):\n    return beside.score(group)")
+        codes.append(session.code(USES))
+    assert None not in codes
+    (tmp_path / "beside_session_2.py").write_text("def score(group):\n    return 3\n")
+    with pytest.raises(ConfigError, match=r"beside_session_2.py' was edited after this Python"):
+        CRITERIA.code("in-session")
 
 
 # --- edits while a run goes on -------------------------------------------------------------------

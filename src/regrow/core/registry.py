@@ -13,21 +13,19 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import CodeType
 from typing import Generic, TypeVar
 
-from regrow.core.source import digest_of_files, import_file, is_edited, note_read
+from regrow.core.session_code import digest_of_session_code, is_installed
+from regrow.core.source import PACKAGE, digest_of_files, import_file, is_edited, is_kept, note_read
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, EditedFileError, unknown
 
-PACKAGE = Path(__file__).parents[1]
 T = TypeVar("T")
 
 
@@ -90,6 +88,7 @@ class Registry(Generic[T]):
         self._origins: dict[str, str] = {}
         self._registrants: dict[str, str] = {}  # the file whose statement registered a name
         self._codes: dict[str, str | None] = {}
+        self._session_codes: dict[str, str] = {}  # of code in no file, which may change any time
         self._revisions: dict[str, int] = {}
         self._own: set[str] = set()  # names whose code is part of regrow itself
         self._discovered = False
@@ -127,10 +126,13 @@ class Registry(Generic[T]):
         self._own.discard(key)
         # Now, because the files may be edited while this process keeps the code that it has read.
         files = {source, registrant}
-        self._codes[key] = digest_of_files(files) or _digest_of_code(origin)
+        self._codes[key] = digest_of_files(files)
         for file in files:
             if file.endswith(".py") and Path(file).is_file():
                 note_read(Path(file))
+        self._session_codes.pop(key, None)
+        if not all(Path(file).is_file() for file in files):
+            self._session_codes[key] = ""
         if source != self.package:
             _ELSEWHERE.add(registrant)
 
@@ -258,7 +260,15 @@ class Registry(Generic[T]):
             code = self.outside.code(name)
             own = self.is_own(name)
             return code if code is not None or own else digest_of_files({self.origin(name)})
-        return None if self.is_own(name) else self._codes[self.key(name)]
+        return None if self.is_own(name) else self._own_code(self.key(name))
+
+    def _own_code(self, key: str) -> str | None:
+        code = self._codes[key]
+        if key not in self._session_codes:
+            return code
+        if not (is_kept() and self._session_codes[key]):
+            self._session_codes[key] = digest_of_session_code(self._values[key])
+        return f"{code or ''}{self._session_codes[key]}"
 
     def _declared(self) -> "_Declared":
         """Return the names that can be read from the source of this registry's modules."""
@@ -475,21 +485,7 @@ def _registrant() -> str | None:
             return None
         frame = frame.f_back
     file = frame.f_code.co_filename
-    installed = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "scripts"))
-    is_ours = _is_ours(file) or any(Path(file).is_relative_to(folder) for folder in installed)
-    return None if is_ours or file.startswith("<") else file
-
-
-def _digest_of_code(origin: object) -> str | None:
-    """Return the digest of a function without a source text, as one typed at a prompt has none."""
-
-    def parts(code: CodeType) -> Iterator[str]:
-        yield f"{code.co_code.hex()} {code.co_names}"
-        for const in code.co_consts:
-            yield from parts(const) if isinstance(const, CodeType) else [repr(const)]
-
-    code = getattr(origin, "__code__", None)
-    return code and hashlib.sha256("\n".join(parts(code)).encode()).hexdigest()[:16]
+    return None if is_installed(file) or file.startswith("<") else file
 
 
 def _is_ours(file: str) -> bool:

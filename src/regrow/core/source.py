@@ -20,6 +20,8 @@ from types import CodeType, ModuleType
 
 from regrow.errors import ConfigError, EditedFileError, short
 
+PACKAGE = Path(__file__).parents[1]
+
 
 def digest_of_source(file: Path) -> str:
     """Return the digest of a Python file and of the files in its folder that it imports.
@@ -147,6 +149,11 @@ def expecting(digests: Digests) -> Iterator[None]:
         _EXPECTED.remove(digests)
 
 
+def is_kept() -> bool:
+    """Return whether a run goes on, so that code counts as it was read at the run's start."""
+    return bool(_EXPECTED)
+
+
 def keeping_code() -> AbstractContextManager[None]:
     """Use the users' code that this process has read, whether its files are edited or not."""
     return expecting(read_digests())
@@ -192,12 +199,12 @@ def import_file(file: Path, name: str) -> ModuleType:
     return module
 
 
-def import_module(name: str, file: Path) -> ModuleType:
-    """Import a module by its name, which is in a Python file, and note what was read.
+def digests_noted(file: Path) -> Mapping[Path, str]:
+    """Return the digests of a file that others have imported, and note them if that is new.
 
     Raises:
-        ConfigError: it, or a module of its folder that it imports, was edited after this process
-            imported it, or after the start of the run that goes on.
+        ConfigError: it, or a module of its folder that it imports, was edited after they were
+            noted; Python would not read it again.
     """
     file = file.resolve()
     if str(file) not in _READ:
@@ -207,6 +214,17 @@ def import_module(name: str, file: Path) -> ModuleType:
             f"'{file}' was edited after this Python process imported it. Start Python again, so "
             "that the edited file is used."
         )
+    return digests_of(file)
+
+
+def import_module(name: str, file: Path) -> ModuleType:
+    """Import a module by its name, which is in a Python file, and note what was read.
+
+    Raises:
+        ConfigError: it, or a module of its folder that it imports, was edited after this process
+            imported it, or after the start of the run that goes on.
+    """
+    digests_noted(file)
     return importlib.import_module(name)
 
 

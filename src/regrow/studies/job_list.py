@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.core.digests import canonical_json
-from regrow.core.registry import PACKAGE, loaded_files
-from regrow.core.source import digests_of, sources
+from regrow.core.registry import loaded_files
+from regrow.core.source import PACKAGE, digests_of, sources
 from regrow.errors import ConfigError, StoreError
 from regrow.store import Store
 from regrow.studies.yaml_file import read_file, replaced
