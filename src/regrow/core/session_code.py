@@ -144,10 +144,10 @@ class _Walk:
 def _file_of(value: "FunctionType | type | ModuleType") -> str | None:
     """Return the file of code; None if it is of the session, such as a notebook's."""
     members = vars(value).values() if isinstance(value, type) else (value,)
-    functions = [member for member in members if isinstance(member, FunctionType)]
-    files = {function.__code__.co_filename for function in functions} - {"<string>"}  # generated
-    if files:
-        file = files.pop()
+    files = [member.__code__.co_filename for member in members if isinstance(member, FunctionType)]
+    written = [file for file in files if file != "<string>"]  # the others are generated
+    if written:
+        file = written[0]
     else:
         module = value.__name__ if isinstance(value, ModuleType) else value.__module__
         found = sys.modules.get(module)
