@@ -2,6 +2,7 @@
 
 import importlib
 import linecache
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +12,19 @@ import pytest
 import regrow
 from regrow.core import registry
 from regrow.core.registry import load_file
-from regrow.core.source import expecting, keeping_code, read_digests
+from regrow.core.source import (
+    digest_of_source,
+    expecting,
+    keeping_code,
+    read_digests,
+    sources,
+)
 from regrow.errors import ConfigError, EditedFileError, RegrowError
 from regrow.models.origins import code_at
 from regrow.pruning.method import CRITERIA, METHODS
 from regrow.run import run
 from regrow.store import Store
+from regrow.studies.job_list import _files
 from test_run import Walk
 
 HEAD = "from regrow.pruning.method import criterion, register_method\n"
@@ -203,6 +211,79 @@ def test_a_criterion_without_a_source_has_the_key_of_its_code() -> None:
     assert None not in codes
     assert codes[0] != codes[1]
     assert METHODS.code("l1-filter") is None
+
+
+# --- files that a file imports -------------------------------------------------------------------
+
+PACKAGE = {
+    "whole/__init__.py": "",
+    "whole/nets/__init__.py": "from .. import settings",
+    "whole/nets/mine.py": "from ..layers.conv import Conv\nfrom whole.blocks import block",
+    "whole/layers/__init__.py": "",
+    "whole/layers/conv.py": "from . import norm\nclass Conv: pass",
+    "whole/layers/norm.py": "import torch, regrow, os",
+    "whole/blocks/__init__.py": "from .inner import block",
+    "whole/blocks/inner.py": "def block(): return other\nfrom whole.nets import other",
+    "whole/nets/other.py": "",
+    "whole/settings.py": "",
+    "whole/unused.py": "",
+    "norm.py": "",  # not what a relative import finds
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a package whose modules import each other."""
+    for name, text in PACKAGE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def test_the_files_of_a_package_are_found_as_python_finds_them(package: Path) -> None:
+    found = {
+        path.relative_to(package).as_posix() for path in sources(package / "whole/nets/mine.py")
+    }
+    assert found == {*PACKAGE} - {"norm.py", "whole/unused.py"}
+    assert sources(package / "whole/layers/norm.py") == (package / "whole/layers/norm.py",)
+
+
+@pytest.mark.parametrize("name", sorted({*PACKAGE} - {"norm.py", "whole/unused.py"}))
+def test_an_edit_of_any_file_of_a_package_that_is_imported_is_another_key(
+    name: str, package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = package / "whole/nets/mine.py"
+    before = digest_of_source(file)
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(package / "whole", copy / "whole")
+    assert digest_of_source(copy / "whole/nets/mine.py") == before
+    (package / name).write_text(f"{PACKAGE[name]}\n# Edited.\n")
+    assert digest_of_source(file) != before
+
+
+def test_files_that_are_on_the_path_of_python_count_and_installed_ones_do_not(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = package / "elsewhere/mine.py"
+    mine.write_text("import whole.blocks\nimport norm\nimport numpy\n")
+    assert sources(mine) == (mine,)
+    monkeypatch.syspath_prepend(package)
+    places = {path.relative_to(package).as_posix() for path in sources(mine)}
+    assert {"norm.py", "whole/__init__.py", "whole/blocks/inner.py"} < places
+    (package / "site-packages").mkdir()
+    (package / "site-packages" / "norm.py").write_text("")
+    monkeypatch.syspath_prepend(package / "site-packages")
+    assert package / "site-packages/norm.py" not in sources(mine)
+
+
+def test_a_plan_that_is_kept_knows_the_files_of_a_module(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(package)
+    found = {*_files({"models": [{"network": "whole.blocks:block"}]})}
+    assert {package / "whole/blocks/__init__.py", package / "whole/blocks/inner.py"} < found
 
 
 # --- code of a session, such as a notebook's -----------------------------------------------------

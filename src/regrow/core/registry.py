@@ -21,8 +21,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from regrow.core.session_code import digest_of_session_code, is_installed
-from regrow.core.source import PACKAGE, digest_of_files, import_file, is_edited, is_kept, note_read
+from regrow.core.session_code import digest_of_session_code
+from regrow.core.source import (
+    PACKAGE,
+    digest_of_files,
+    import_file,
+    is_edited,
+    is_installed,
+    is_kept,
+    note_read,
+)
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, EditedFileError, unknown
 
@@ -252,8 +260,8 @@ class Registry(Generic[T]):
     def code(self, name: str) -> str | None:
         """Return the digest of a name's files if they are not part of regrow itself, else None.
 
-        They are the file that registered it, that of its function, and those of their folders that
-        they import, as they were then. It is part of job keys, so that results of an edited
+        They are the file that registered it, that of its function, and the user's files that they
+        import, as they were then. It is part of job keys, so that results of an edited
         criterion are not reused.
         """
         if self.outside is not None and self.outside.is_name(name):

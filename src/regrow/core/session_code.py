@@ -8,7 +8,6 @@ import dis
 import hashlib
 import inspect
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -16,12 +15,11 @@ from pathlib import Path
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from regrow.core.source import PACKAGE, digests_noted
+from regrow.core.source import digests_noted, is_installed
 
 PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes, range, slice)
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 OF_EVERY_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__annotations__"}
-INSTALLED = {"site-packages", "dist-packages"}  # folders
 OF_A_COMPILER = {"__firstlineno__", "__static_attributes__"}
 
 
@@ -38,15 +36,6 @@ def digest_of_session_code(value: object) -> str:
     """
     walk = _Walk()
     return hashlib.sha256("\n".join(walk.parts(value)).encode()).hexdigest()[:16]
-
-
-def is_installed(file: str) -> bool:
-    """Return whether a file is part of Python, of an installed package or of this one."""
-    path = Path(file)
-    folders = (sysconfig.get_path("stdlib"), sysconfig.get_path("scripts"), PACKAGE)
-    if not INSTALLED.isdisjoint(path.parts):
-        return True
-    return any(path.is_relative_to(folder) for folder in folders)
 
 
 class _Walk:

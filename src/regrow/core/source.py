@@ -10,7 +10,9 @@ import hashlib
 import importlib
 import importlib.util
 import linecache
+import os
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
@@ -21,21 +23,25 @@ from types import CodeType, ModuleType
 from regrow.errors import ConfigError, EditedFileError, short
 
 PACKAGE = Path(__file__).parents[1]
+INSTALLED = {"site-packages", "dist-packages"}  # folders
+OF_PYTHON = (Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("scripts")), PACKAGE)
+INIT = "__init__.py"
 
 
 def digest_of_source(file: Path) -> str:
-    """Return the digest of a Python file and of the files in its folder that it imports.
+    """Return the digest of a Python file and of the user's files that it imports.
 
-    Indirect imports count too; installed modules do not, and neither do paths: the same files in
-    another folder have the same digest.
+    Indirect imports count too; installed modules do not, and neither do the places of folders: the
+    same files in another folder have the same digest.
     """
-    found = {path.name: digest for path, digest in digests_of(file).items()}
+    folder = file.resolve().parent
+    found = {os.path.relpath(path, folder): digest for path, digest in digests_of(file).items()}
     parts = [f"{name} {digest}" for name, digest in sorted(found.items())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def digest_of_files(files: Iterable[str]) -> str | None:
-    """Return the digest of Python files and of those of their folders that they import.
+    """Return the digest of Python files and of the user's files that they import.
 
     Cells of a notebook are read as Python keeps their text; None if nothing can be read. For one
     file that imports no other it is the digest of its bytes.
@@ -54,54 +60,107 @@ def digest_of_files(files: Iterable[str]) -> str | None:
 
 
 def digests_of(file: Path) -> Mapping[Path, str]:
-    """Return the digests of a Python file and of the files of its folder that it imports.
+    """Return the digests of a Python file and of the user's files that it imports.
 
     During a run they are those of what the process has read, if it has read the file.
     """
     known = _READ.get(str(file.resolve())) if _EXPECTED else None
     if known is not None:
         return {Path(path): digest for path, digest in known.items()}
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources(file)}
+    asked: tuple[Path | str, ...] = (file.resolve(), Path.cwd(), *sys.path)
+    before = _FOUND.get(asked, {})
+    if not before or any(_digest(path) != digest for path, digest in before.items()):
+        # If no text has changed, the imports have not either.
+        _FOUND[asked] = {path: _digest(path) for path in sources(file)}
+    return _FOUND[asked]
+
+
+_FOUND: dict[tuple[Path | str, ...], Mapping[Path, str]] = {}  # for each file asked for
+
+
+def _digest(file: Path) -> str:
+    """Return the digest of a file; of none if there is no such file."""
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
 
 
 def sources(file: Path) -> tuple[Path, ...]:
-    """Return a Python file and the files of its folder that it imports, directly or indirectly."""
+    """Return a Python file and the user's files that it imports, directly or indirectly.
+
+    They are found as Python finds them: relative imports from the importing file, others in the
+    folder of the first file, in that of its package, and in ``sys.path``.
+    """
+    first = file.resolve()
+    folders = dict.fromkeys([first.parent, _folder_of_package(first), *_folders()])
     found: dict[Path, None] = {}
-    waiting = [file.resolve()]
+    waiting = [first]
     while waiting:
         path = waiting.pop()
         if path in found:
             continue
         found[path] = None
-        beside = (file.resolve().parent / place for place in _imported(path))
-        waiting += [place for place in beside if place.is_file()]
+        for level, name in _imported(path):
+            bases = [path.parents[level - 1]] if 0 < level <= len(path.parents) else folders
+            waiting += files_of_module(name, bases)
     return tuple(found)
 
 
-def _imported(file: Path) -> tuple[str, ...]:
-    """Return the paths that the modules imported by a file would have in its folder."""
+def files_of_module(name: str, folders: Iterable[Path] | None = None) -> tuple[Path, ...]:
+    """Return the user's files that the import of a module runs: its own, and those of its packages.
+
+    The first of the folders (by default the current one and those of ``sys.path``) that holds the
+    module counts; it is empty if none does, or if the module is installed.
+    """
+    parts = name.split(".")
+    if not all(map(str.isidentifier, parts)):
+        return ()
+    for folder in _folders() if folders is None else folders:
+        place = folder.joinpath(*parts)
+        own = next(filter(Path.is_file, (place.with_name(f"{parts[-1]}.py"), place / INIT)), None)
+        if own is not None:
+            above = (folder.joinpath(*parts[:depth], INIT) for depth in range(1, len(parts)))
+            files = (*filter(Path.is_file, above), own.resolve())
+            return () if is_installed(str(own)) else files
+    return ()
+
+
+def is_installed(file: str) -> bool:
+    """Return whether a file is part of Python, of an installed package or of this one."""
+    path = Path(file)
+    return not INSTALLED.isdisjoint(path.parts) or any(map(path.is_relative_to, OF_PYTHON))
+
+
+def _folders() -> tuple[Path, ...]:
+    """Return the current folder, and those of ``sys.path`` in which nothing is installed."""
+    folders = (Path(folder).resolve() for folder in ("", *sys.path))
+    return tuple(folder for folder in folders if not is_installed(str(folder)))
+
+
+def _folder_of_package(file: Path) -> Path:
+    """Return the folder that contains the outermost package of a file."""
+    folder = file.parent
+    while (folder / INIT).is_file():
+        folder = folder.parent
+    return folder
+
+
+def _imported(file: Path) -> tuple[tuple[int, str], ...]:
+    """Return the modules that a file may import, each with the level of a relative import, or 0."""
     try:
-        return _places(file.read_bytes())
+        return _modules_in(file.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"'{file}' cannot be read as Python: {short(error)}") from error
 
 
-@lru_cache(maxsize=256)
-def _places(text: bytes) -> tuple[str, ...]:
-    return tuple(_places_in(ast.parse(text)))
-
-
-def _places_in(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        names = []
+@lru_cache(maxsize=1024)
+def _modules_in(text: bytes) -> tuple[tuple[int, str], ...]:
+    found: dict[tuple[int, str], None] = {}
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {(0, alias.name): None for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
-        for name in filter(None, names):
-            place = name.replace(".", "/")
-            yield from (f"{place}.py", f"{place}/__init__.py")
+            names = [node.module or "", *(f"{node.module or ''}.{a.name}" for a in node.names)]
+            found |= {(node.level, name.strip(".")): None for name in names if name.strip(".")}
+    return tuple(found)
 
 
 Digests = Mapping[str, Mapping[str, str]]  # of each imported file, those of it and its imports
@@ -112,14 +171,14 @@ _EXPECTED: list[Digests] = []  # for each run that goes on, those in the keys of
 def read_digests() -> Digests:
     """Return the digests of the users' files that this process has imported, as they were then.
 
-    For each imported file (its path), they are those of this file and of the files of its folder
-    that it imports, by path.
+    For each imported file (its path), they are those of this file and of the user's files that it
+    imports, by path.
     """
     return dict(_READ)
 
 
 def note_read(file: Path) -> None:
-    """Note the digests of a file, and of those of its folder that it imports, as read now.
+    """Note the digests of a file, and of the user's files that it imports, as read now.
 
     Raises:
         ConfigError: a run goes on whose jobs' keys contain other digests.
@@ -163,7 +222,7 @@ def is_edited(file: Path) -> bool:
     """Return whether a file differs from what this process has read of it, or was not read.
 
     Raises:
-        ConfigError: an imported module of its folder differs; Python would not read it again.
+        ConfigError: a module that it imports differs; Python would not read it again.
     """
     file = file.resolve()
     before = {Path(path): digest for path, digest in _READ.get(str(file), {}).items()}
@@ -203,7 +262,7 @@ def digests_noted(file: Path) -> Mapping[Path, str]:
     """Return the digests of a file that others have imported, and note them if that is new.
 
     Raises:
-        ConfigError: it, or a module of its folder that it imports, was edited after they were
+        ConfigError: it, or a module that it imports, was edited after they were
             noted; Python would not read it again.
     """
     file = file.resolve()
@@ -221,7 +280,7 @@ def import_module(name: str, file: Path) -> ModuleType:
     """Import a module by its name, which is in a Python file, and note what was read.
 
     Raises:
-        ConfigError: it, or a module of its folder that it imports, was edited after this process
+        ConfigError: it, or a module that it imports, was edited after this process
             imported it, or after the start of the run that goes on.
     """
     digests_noted(file)

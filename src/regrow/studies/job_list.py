@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.core.digests import canonical_json
 from regrow.core.registry import loaded_files
-from regrow.core.source import PACKAGE, digests_of, sources
+from regrow.core.source import PACKAGE, digests_of, files_of_module, sources
 from regrow.errors import ConfigError, StoreError
 from regrow.store import Store
 from regrow.studies.yaml_file import read_file, replaced
@@ -156,6 +156,8 @@ def _files(value: Any) -> Iterator[Path]:
         for place in (text, text.rpartition(":")[0], f"{text}/architecture.json"):
             if len(place) < MOST_PATH and (file := Path(place).expanduser()).is_file():
                 yield from sources(file) if file.suffix == ".py" else (file.resolve(),)
+        for file in files_of_module(text.rpartition(":")[0]) if len(text) < MOST_PATH else ():
+            yield from sources(file)
 
 
 def _texts(value: Any) -> Iterator[str]:
