@@ -278,6 +278,16 @@ def test_files_that_are_on_the_path_of_python_count_and_installed_ones_do_not(
     assert package / "site-packages/norm.py" not in sources(mine)
 
 
+def test_a_file_that_is_no_python_is_refused_only_if_it_is_the_one_that_is_named(
+    package: Path,
+) -> None:
+    (package / "broken.py").write_text("print 1")
+    (package / "mine.py").write_text("try:\n    import broken\nexcept SyntaxError:\n    pass")
+    assert sources(package / "mine.py") == (package / "mine.py", package / "broken.py")
+    with pytest.raises(ConfigError, match=r"broken.py' cannot be read as Python: .*line 1"):
+        sources(package / "broken.py")
+
+
 def test_a_plan_that_is_kept_knows_the_files_of_a_module(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,13 @@ def sources(file: Path) -> tuple[Path, ...]:
         if path in found:
             continue
         found[path] = None
-        for level, name in _imported(path):
+        try:
+            imported = _imported(path)
+        except ConfigError:
+            if path == first:
+                raise
+            imported = ()  # Python does not import it either
+        for level, name in imported:
             bases = [path.parents[level - 1]] if 0 < level <= len(path.parents) else folders
             waiting += files_of_module(name, bases)
     return tuple(found)
