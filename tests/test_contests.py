@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from regrow.report import write
 from regrow.report.contest_words import answers, csv_files
 from regrow.report.contests import DENSE, Contest, chance_of, contests
 from regrow.report.crossing import winner_changes, winner_line
+from regrow.report.html.methods import method_headlines
 from regrow.report.method_figures import method_panels, methods_figure
 from regrow.report.questions import BEST_RETRAINING
 from regrow.report.rows import Ending, Run
@@ -119,6 +120,75 @@ def test_a_reference_is_the_first_side_of_every_pair() -> None:
     assert "mine is better than b; worse than a." in answers([facing])[0]
 
 
+def failed(run: Run) -> Run:
+    return replace(run, status="failed", score=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "answer", "against"),
+    [
+        (lambda r: replace(r, cost_left=0.6), "Better than 1 of 2, worse than 0", "not comparable"),
+        (failed, "Better than 1 of 2, worse than 0", "not run against a"),
+        (lambda r: None if "0.5" in r.level else r, "Better than 1 of 2, worse than 1", "worse"),
+        (
+            lambda r: r if (r.seed < 2) == ("0.5" in r.level) else failed(r),  # no seed has both
+            "Better than 1 of 2, worse than 1",
+            "worse than a",
+        ),
+    ],
+)
+def test_a_rival_without_an_average_does_not_vanish_beside_averages(
+    change: Callable[[Run], Run | None], answer: str, against: str
+) -> None:
+    runs = table({"mine": 93.0, "a": 94.0, "b": 92.0}, levels=LEVELS[:2])
+    runs = [new for r in runs if (new := change(r) if r.method == "a" else r) is not None]
+    contest = only(contests(runs, reference="mine"), "fine-tune")
+    assert {verdict.against for verdict in contest.main} == {"a", "b"}
+    assert [verdict.against for verdict in contest.averages] == ["b"]
+    (text,) = (line for line in answers([contest]) if line.startswith("Is mine"))
+    assert f"? {answer}: mine is better than b; " in text
+    assert against in text
+    lines = csv_files([contest])["pairs.csv"].splitlines()
+    assert len(lines) == len({*lines}) == 1 + 3 + sum(v.against == "a" for v in contest.pairs)
+    open_one = only(contests(runs), "fine-tune")
+    pairs = {frozenset((verdict.arm, verdict.against)) for verdict in open_one.main}
+    assert pairs == {frozenset(pair) for pair in (("mine", "a"), ("mine", "b"), ("a", "b"))}
+
+
+def test_levels_that_contradict_an_average_are_named() -> None:
+    runs = [
+        replace(run, score=(run.score or 0.0) - change)
+        for level, change in zip(LEVELS, (3.0, 0.0), strict=False)
+        for run in table({"mine": 94.0, "b": 92.0}, levels=[level])
+        for change in [change if run.method == "mine" else 0.0]
+    ]
+    (text,) = answers(contests(runs, reference="mine"))
+    assert "? On average yes, but worse in 1 of 2 cells: mine is better than b." in text
+    assert "But mine is worse than b at d / m1 / macs 0.5." in text
+    level = [replace(r, score=(r.score or 0.0) - 0.5 * (r.method == "mine")) for r in runs]
+    (text,) = answers(contests(level, reference="mine"))
+    assert "? No: equivalent to all: mine is equivalent to b." in text
+    assert "But mine is worse than b at d / m1 / macs 0.5." in text
+    assert "But mine is better than b at d / m1 / macs 0.3." in text
+
+
+def test_why_nothing_can_be_concluded_is_said() -> None:
+    runs = [replace(run, parent_score=10.0) for run in table({"mine": 93.0, "a": 92.0})]
+    for reference in ("mine", None):
+        (text,) = answers(contests(runs, reference=reference))
+        assert "(the unpruned network is not above chance)" in text
+
+
+@pytest.mark.parametrize(
+    ("means", "short"),
+    [((92.0, 92.0), "All equivalent"), ((93.0, 92.0), "Better than some"), ((9.0, 9.0), "No con")],
+)
+def test_a_headline_says_what_the_comparisons_show(means: tuple[float, float], short: str) -> None:
+    found = contests(table(dict(zip("ab", means, strict=True)), levels=LEVELS[:1]))
+    (headline,) = method_headlines(found)
+    assert headline.short.startswith(short)
+
+
 def test_pairs_stand_in_one_order_whatever_that_of_the_levels() -> None:
     runs = table({"a": 93.0, "b": 92.0}, levels=LEVELS[:1])
     runs += table({"b": 92.0, "a": 93.0}, levels=LEVELS[1:2])
@@ -205,6 +275,27 @@ def test_the_best_retraining_is_chosen_on_validation_never_on_test() -> None:
     chosen = {entrant.method: entrant.arms for entrant in contest.levels[0].entrants}
     assert chosen == {"a": ("long",), "b": ("fine-tune",)}
     assert {entrant.how for entrant in contest.levels[0].entrants} == {"chosen on validation"}
+
+
+def test_retrainings_are_chosen_by_the_seeds_that_all_have() -> None:
+    long = replace(ARMS.get("lr-rewind"), name="long")
+    easy = [80.0, 95.0, 95.0, 95.0, 95.0]
+    runs = [
+        *(replace(r, validation=easy[r.seed]) for r in entries("a", FINE_TUNE, 93.0)),
+        *(
+            replace(r, validation=easy[r.seed] - 1) if r.seed else failed(r)
+            for r in entries("a", long, 92.0)
+        ),
+        *entries("b", FINE_TUNE, 92.5, validation=90.0),
+    ]
+    assert contests(runs)[0].levels[0].entrants[0].arms == ("fine-tune",)
+
+
+def test_one_seed_is_not_said_to_be_chosen_by_others() -> None:
+    long = replace(ARMS.get("lr-rewind"), name="long")
+    runs = [run for arm in (FINE_TUNE, long) for m in "ab" for run in entries(m, arm, 93.0)]
+    (text, *_) = answers(contests([run for run in runs if run.seed == 0]))
+    assert "(chosen by the scores that are compared)" in text
 
 
 def test_without_validation_each_seeds_retraining_is_chosen_by_the_others() -> None:

@@ -11,7 +11,8 @@ from regrow.report.questions import BEST_RETRAINING
 from regrow.report.render import Extra
 from regrow.report.setups import ABOUT as SETUPS
 from regrow.report.setups import EQUAL
-from regrow.report.verdict import OUTCOMES, Outcome, Verdict
+from regrow.report.validity import rule_text
+from regrow.report.verdict import OUTCOMES, Outcome, Verdict, num_cells
 from regrow.report.words import PLUS_MINUS, p_value, quantity, score, seeds, signed
 
 MOST_SENTENCES = 6  # most pairs that the answer describes one by one
@@ -91,17 +92,23 @@ def question(contest: Contest) -> str:
 
 def short_answer(contest: Contest) -> str:
     """Answer a reference's question in a few words: ``Better than 4 of 6, worse than 0``."""
-    run = [verdict for verdict in contest.main if verdict.differences]
-    if not run:
+    outcomes: dict[str, set[Outcome]] = {}
+    for verdict in contest.main:
+        outcomes.setdefault(verdict.against, set()).add(verdict.outcome)
+    found = set().union(*outcomes.values())
+    if found == {"not run"}:
         return "Not run"
-    better, worse = (sum(v.outcome == o for v in run) for o in ("better", "worse"))
-    if better == len(run):
-        return "Yes"
+    better = sum(each == {"better"} for each in outcomes.values())
+    worse = sum("worse" in each for each in outcomes.values())
+    if better == len(outcomes):
+        opposed = {part.group for _, part in _opposed(contest) if part.outcome == "worse"}
+        cells = num_cells(len(opposed), of=len({part.group for part in contest.parts}))
+        return f"On average yes, but worse in {cells}" if opposed else "Yes"
     if better or worse:
-        return f"Better than {better} of {len(run)}, worse than {worse}"
-    if all(verdict.outcome == "equivalent" for verdict in run):
+        return f"Better than {better} of {len(outcomes)}, worse than {worse}"
+    if found == {"equivalent"}:
         return "No: equivalent to all"
-    return "Undecided" if any(v.counts for v in run) else "No conclusion"
+    return "Undecided" if any(verdict.counts for verdict in contest.main) else "No conclusion"
 
 
 def tables(contests: Sequence[Contest]) -> tuple[Extra, ...]:
@@ -141,7 +148,7 @@ def name_of(contest: Contest) -> str:
 
 def _lines(contest: Contest) -> Iterator[str]:
     main = contest.main
-    run = [verdict for verdict in main if verdict.differences]
+    run = any(verdict.differences for verdict in main)
     if contest.reference is not None:
         yield f"{question(contest)} {short_answer(contest)}{':' if run else '.'}"
     else:
@@ -149,14 +156,15 @@ def _lines(contest: Contest) -> Iterator[str]:
     if not run and contest.reference is None:
         yield "not run."
     elif contest.reference is not None:
-        yield from [_against(contest, run)] if run else []
+        yield from [_against(contest)] if run else []
     else:
-        yield _counts(run)
+        yield _counts(main)
     shown = [verdict for verdict in main if verdict.outcome in SHOWN]
     if contest.reference is None or len(shown) <= MOST_SENTENCES:
         yield from _findings(shown[:MOST_SENTENCES])
         if len(shown) > MOST_SENTENCES:
             yield f"{len(shown) - MOST_SENTENCES} more are in the table."
+    yield from _opposed_lines(contest)
     yield from _rank_lines(contest)
     yield from _agreement_lines(contest)
 
@@ -168,8 +176,32 @@ def _findings(shown: Sequence[Verdict]) -> Iterator[str]:
         words = finding(verdict)
         if verdict.where != place:
             place = verdict.where
-            words = f"{place[0].upper()}{place[1:]}: {words}"
+            words = f"{place if verdict.group else place.capitalize()}: {words}"
         yield words
+
+
+def _opposed(contest: Contest) -> list[tuple[Verdict, Verdict]]:
+    """Return each decided average with those of its levels where another difference is shown."""
+    return [
+        (mean, part)
+        for mean in contest.averages
+        for part in contest.parts
+        if part.question == mean.question
+        and mean.outcome in SHOWN
+        and part.outcome in ("better", "worse")
+        and part.outcome != mean.outcome
+    ]
+
+
+def _opposed_lines(contest: Contest) -> Iterator[str]:
+    """Name the levels where a difference is shown that an average does not show."""
+    places: dict[tuple[str, Outcome, str], list[str]] = {}
+    for _, part in _opposed(contest):
+        places.setdefault((part.arm, part.outcome, part.against), []).append(part.where)
+    for (arm, outcome, against), levels in [*places.items()][:MOST_SENTENCES]:
+        yield f"But {arm} is {outcome} than {against} at {listed(levels)}."
+    if len(places) > MOST_SENTENCES:
+        yield f"{len(places) - MOST_SENTENCES} more such exceptions are in pairs.csv."
 
 
 def _how(contest: Contest) -> str:
@@ -183,29 +215,45 @@ def _how(contest: Contest) -> str:
     return f" ({' or '.join(words)})" if words else ""
 
 
-def _counts(run: Sequence[Verdict]) -> str:
-    counts = {outcome: sum(v.outcome == outcome for v in run) for outcome in OUTCOMES}
+def _counts(main: Sequence[Verdict]) -> str:
+    counts = {outcome: sum(v.outcome == outcome for v in main) for outcome in OUTCOMES}
     told = counts["better"] + counts["worse"]
-    rest = [f"{counts[o]} {o}" for o in ("equivalent", "undecided") if counts[o]]
+    rest = [f"{counts[o]} {o}" for o in ("equivalent", "undecided", "not run") if counts[o]]
     if num := counts["no conclusion"]:
-        rest.append(f"{num} {'allows' if num == 1 else 'allow'} no conclusion")
-    text = f"of {len(run)} pairs, {told} differ" if len(run) > 1 else f"1 pair, {told} differ"
+        rest.append(f"{num} {'allows' if num == 1 else 'allow'} no conclusion{_why(main)}")
+    text = f"of {len(main)} pairs, {told} differ" if len(main) > 1 else f"1 pair, {told} differ"
     return f"{listed([text, *rest])}."
 
 
-def _against(contest: Contest, run: Sequence[Verdict]) -> str:
+def _against(contest: Contest) -> str:
     """Say what a reference is better, equivalent and worse than."""
-    groups = {
-        "better than": [v.against for v in run if v.outcome == "better"],
-        "equivalent to": [v.against for v in run if v.outcome == "equivalent"],
-        "worse than": [v.against for v in run if v.outcome == "worse"],
-        "undecided against": [v.against for v in run if v.outcome == "undecided"],
-        "not comparable with": [v.against for v in run if v.outcome == "no conclusion"],
+    groups: dict[Outcome, str] = {
+        "better": "better than",
+        "equivalent": "equivalent to",
+        "worse": "worse than",
+        "undecided": "undecided against",
+        "no conclusion": "not comparable with",
+        "not run": "not run against",
     }
+    rivals = {o: [v.against for v in contest.main if v.outcome == o] for o in groups}
     parts = [
-        f"{words} {listed([*dict.fromkeys(names)])}" for words, names in groups.items() if names
+        f"{words} {listed([*dict.fromkeys(rivals[outcome])])}"
+        f"{_why(contest.main) if outcome == 'no conclusion' else ''}"
+        for outcome, words in groups.items()
+        if rivals[outcome]
     ]
     return f"{contest.reference} is {'; '.join(parts)}."
+
+
+def _why(main: Sequence[Verdict]) -> str:
+    """Give the reasons for no conclusion, without unequal costs, which are said once."""
+    reasons = [v.left_out_for for v in main if v.outcome == "no conclusion"]
+    texts = dict.fromkeys(
+        rule_text(reason.rule, reason.metric)
+        for reason in reasons
+        if reason is not None and reason.rule != "unequal cost"
+    )
+    return f" ({listed([*texts])})" if texts else ""
 
 
 def _unequal_lines(contest: Contest) -> Iterator[str]:
@@ -296,7 +344,7 @@ def _tables(contest: Contest) -> Iterator[Extra]:
         csv="",
         names=1 + several + chosen,
     )
-    apart = several and not contest.averages
+    apart = several and any(verdict.group for verdict in contest.main)
     tested = sum(v.p is not None for v in contest.main)
     margin = metric.amount(f"{contest.pairs[0].margin:g}") if contest.pairs else ""
     yield Extra(
@@ -375,7 +423,7 @@ def _entrant_rows(contest: Contest) -> Iterator[dict[str, object]]:
 
 def _pair_rows(contest: Contest) -> Iterator[dict[str, object]]:
     empty = dict.fromkeys(("difference", "std", "low", "high"))
-    for verdict in (*contest.pairs, *contest.averages):
+    for verdict in (*contest.parts, *contest.main):
         chance = chance_of(verdict)
         yield {
             **(vars(verdict.comparison) if verdict.comparison else empty),

@@ -89,16 +89,17 @@ class Level:
 class Contest:
     """All comparisons of methods under one arm (or their best retraining), by one metric.
 
-    ``pairs`` has a verdict for each pair of methods (or each against the ``reference``) and level,
-    ``averages`` one for each pair that meets at several levels. Both are corrected for multiple
-    testing, each as one family.
+    ``pairs`` has a verdict for each pair of methods (or each against the ``reference``) and level.
+    ``main`` has the average of each pair over its levels, or if it has none (it meets at a single
+    level, or no level allows a conclusion), its verdicts of ``pairs``. Both are corrected for
+    multiple testing, each as one family.
     """
 
     arm: str
     metric: Metric
     levels: tuple[Level, ...]
     pairs: tuple[Verdict, ...]
-    averages: tuple[Verdict, ...]
+    main: tuple[Verdict, ...]
     ranking: Ranking | None
     agreement: Concordance | None
     reference: str | None
@@ -111,9 +112,15 @@ class Contest:
         return " at ".join(filter(None, (self.arm, epochs_in_words(self.budget))))
 
     @property
-    def main(self) -> tuple[Verdict, ...]:
-        """The main comparisons: averages over levels, or if there are none, the pairs."""
-        return self.averages or self.pairs
+    def averages(self) -> tuple[Verdict, ...]:
+        """Those of the main comparisons that are averages over levels."""
+        return tuple(verdict for verdict in self.main if not verdict.group)
+
+    @property
+    def parts(self) -> tuple[Verdict, ...]:
+        """The comparisons at single levels that averages are over."""
+        averaged = {verdict.question for verdict in self.averages}
+        return tuple(verdict for verdict in self.pairs if verdict.question in averaged)
 
 
 def chance_of(verdict: Verdict, *, confidence: float = 0.95) -> Superiority | None:
@@ -297,14 +304,19 @@ def _contest(
     by_pair: dict[Question, list[Verdict]] = {}
     for verdict in shown:
         by_pair.setdefault(verdict.question, []).append(verdict)
-    several = [mean for f in by_pair.values() if len(f) > 1 and (mean := averaged(f)) is not None]
+    means = {
+        pair: mean
+        for pair, found in by_pair.items()
+        if len(found) > 1 and (mean := averaged(found)) is not None
+    }
+    main = [v for pair in by_pair for v in ([means[pair]] if pair in means else by_pair[pair])]
     ranked = [levels[place] for place, pairs in opened.items() if all(v.counts for v in pairs)]
     return Contest(
         arm=arm,
         metric=metric,
         levels=tuple(levels.values()),
         pairs=tuple(corrected(shown)),
-        averages=tuple(corrected(several)),
+        main=tuple(corrected(main if means else shown)),
         ranking=_ranking(ranked, metric, alpha),
         agreement=_agreement(sides.values()),
         reference=reference,

@@ -181,16 +181,21 @@ def _best_retraining(
 def best_of(arms: Sequence[Sequence[Run]]) -> tuple[Sequence[Run], str]:
     """Choose the best of several arms of one cell; return its runs and how it was chosen.
 
-    If all finished runs have a validation score, one arm is chosen for all seeds, by the mean.
-    Otherwise an arm is chosen for each seed by the test scores of the other seeds.
+    If all finished runs have a validation score, one arm is chosen for all seeds, by the mean over
+    the seeds that all arms have (if there is one). Otherwise an arm is chosen for each seed by the
+    test scores of the other seeds.
     """
     done = [[run for run in runs if run.done] for runs in arms]
     started = [runs for runs in done if runs]
     if not started or any(run.validation is None for runs in started for run in runs):
-        return _best(arms), "chosen by the other seeds"
-    means = [
-        runs[0].metric.gain(sum(r.validation or 0.0 for r in runs) / len(runs)) for runs in started
+        alone = all(len(runs) < 2 for runs in done)
+        how = "by the scores that are compared" if alone else "by the other seeds"
+        return _best(arms), f"chosen {how}"
+    common = set.intersection(*({run.seed for run in runs} for runs in started))
+    held_out = [
+        [r.validation or 0.0 for r in runs if not common or r.seed in common] for runs in started
     ]
+    means = [started[0][0].metric.gain(mean_and_std(scores)[0]) for scores in held_out]
     best = started[means.index(max(means))]
     return next(runs for runs in arms if best[0] in runs), "chosen on validation"
 

@@ -47,7 +47,11 @@ def _decided(verdict: Verdict) -> bool:
 def _short(contest: Contest) -> str:
     if not any(verdict.differences for verdict in contest.main):
         return "Not run"
-    winners = _winners(contest)
+    winners, outcomes = _winners(contest), {verdict.outcome for verdict in contest.main}
+    if outcomes == {"equivalent"}:
+        return "All equivalent"
+    if not any(verdict.counts for verdict in contest.main):
+        return "No conclusion"
     if not winners:
         return "Undecided"
     return f"Better than some and worse than none: {', '.join(winners)}"
@@ -98,7 +102,7 @@ def _pair_hrefs(contest: Contest, rows: RowLinks) -> list[str]:
             (
                 href
                 for level in contest.levels
-                if verdict.where in ("", level.name) or contest.averages
+                if verdict.group in ("", level.name)
                 for entrant in level.entrants
                 if entrant.method == verdict.arm and (href := _href(entrant, rows))
             ),
