@@ -91,6 +91,14 @@ def test_equal_methods_are_no_error() -> None:
     assert (result.chi2, result.p, result.ranks) == (0.0, 1.0, (2.0, 2.0, 2.0))
 
 
+def test_equal_means_tie_in_spite_of_rounding() -> None:
+    two, three, four = (100 * (num / 6) for num in (2, 3, 4))
+    assert (two + four) / 2 != three
+    result = ranking({"a": [(two + four) / 2], "b": [three], "c": [two]})
+    assert result is not None
+    assert result.ranks == (1.5, 1.5, 3.0)
+
+
 def test_two_methods_are_not_ranked() -> None:
     assert ranking({"a": [1.0] * 6, "b": [2.0] * 6}) is None
 

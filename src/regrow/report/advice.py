@@ -14,7 +14,7 @@ from regrow.report import words
 from regrow.report.answer import Answer
 from regrow.report.budget_gains import at_largest
 from regrow.report.rows import Run, Table, by_seed, once
-from regrow.report.statistics import holm, mean_and_std, paired
+from regrow.report.statistics import holm, mean_and_std, paired, rounded
 from regrow.report.validity import evidence, level
 from regrow.report.verdict import Verdict
 from regrow.tasks.metric import Metric
@@ -112,7 +112,9 @@ def _answer(contenders: Sequence[Contender], whole: Contender, without: Sequence
     common = set.intersection(*({*row.scores} for row in contenders))
     rows = [row.over(common) for row in contenders] if common else contenders
     # Of rows with the same mean, the smaller one first.
-    ranked = sorted(rows, key=lambda row: (-metric.gain(row.mean), row.size("macs") or 0.0))
+    ranked = sorted(
+        rows, key=lambda row: (-metric.gain(rounded(row.mean)), row.size("macs") or 0.0)
+    )
     best, others = ranked[0], ranked[1:]
     known = evidence(best.runs)
     if known is not None and known.above_chance is False:

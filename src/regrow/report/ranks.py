@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from regrow.report.statistics import ROUNDING, mean_and_std, paired
+from regrow.report.statistics import ROUNDING, mean_and_std, paired, rounded
 
 LEAST_CELLS = 6  # with fewer, both tests' asymptotic distributions are poor approximations
 LEAST_METHODS = 3
@@ -70,7 +70,8 @@ def ranking(gains: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ran
     num = len(next(iter(gains.values()), ()))
     if k < LEAST_METHODS or num == 0:
         return None
-    cells = [stats.rankdata([-gain for gain in cell]) for cell in zip(*gains.values(), strict=True)]
+    columns = [[rounded(gain) for gain in column] for column in gains.values()]
+    cells = [stats.rankdata([-gain for gain in cell]) for cell in zip(*columns, strict=True)]
     means = [math.fsum(column) / num for column in zip(*cells, strict=True)]
     order = sorted(range(k), key=lambda i: means[i])
     names = tuple([*gains][i] for i in order)
@@ -78,7 +79,6 @@ def ranking(gains: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ran
     plain = Ranking(methods=names, ranks=ranks, num=num, alpha=alpha)
     if num < LEAST_CELLS:
         return plain
-    columns = [*gains.values()]
     if all(max(cell) - min(cell) <= ROUNDING for cell in zip(*columns, strict=True)):
         chi2, p = 0.0, 1.0  # all tied in all cells: the correction for ties would divide by zero
     else:
@@ -183,7 +183,8 @@ def _tau(first: Sequence[float], second: Sequence[float]) -> float | None:
     if min(max(first) - min(first), max(second) - min(second)) <= ROUNDING:
         return None
     # Tau-b by its definition: for few methods far faster than scipy, which also tests it.
-    pairs = itertools.combinations(zip(first, second, strict=True), 2)
+    values = (map(rounded, first), map(rounded, second))
+    pairs = itertools.combinations(zip(*values, strict=True), 2)
     signs = [((a > c) - (a < c), (b > d) - (b < d)) for (a, b), (c, d) in pairs]
     agreeing = sum(one * other for one, other in signs)
     apart, other_apart = (sum(map(abs, side)) for side in zip(*signs, strict=True))

@@ -18,6 +18,7 @@ from regrow.errors import ConfigError
 
 # A smaller spread, relative to the values, is floating-point rounding and no variation of seeds.
 ROUNDING = 1e-9
+DIGITS = 9  # decimals of a score that are not rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,16 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
         return values[0], 0.0 if len(values) > 1 else None
     mean = math.fsum(values) / len(values)
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def rounded(value: float) -> float:
+    """Return a value without its rounding error, so that equal means tie.
+
+    >>> two, three, four = (100 * (num / 6) for num in (2, 3, 4))
+    >>> (two + four) / 2 == three, rounded((two + four) / 2) == rounded(three)
+    (False, True)
+    """
+    return round(value, DIGITS)
 
 
 def means_of_others(values: Sequence[float]) -> list[float | None]:
