@@ -15,7 +15,7 @@ from regrow.report.figures import STYLES, arm_styles
 from regrow.report.questions import _best, reference
 from regrow.report.rows import Ending, Run, summarise
 from regrow.report.statistics import mean_and_std
-from regrow.report.verdict import Verdict, verdicts
+from regrow.report.verdict import Verdict, overall, verdicts
 from regrow.studies.experiment import read_experiments
 from regrow.tasks.metric import ACCURACY
 
@@ -308,6 +308,22 @@ def test_the_same_in_every_seed_is_equivalent_however_many_cells() -> None:
     assert "same score in every seed (n = 3 seeds), but the number of test images" in sentence(
         unsized
     )
+
+
+def test_equal_scores_on_few_examples_may_be_an_accident() -> None:
+    runs = [
+        run
+        for model, num_test in (("few", 900), ("many", 1000))  # 2.7 and 3 examples a margin
+        for name in ("fine-tune", "scratch-b")
+        for run in runs_of(ARMS.get(name), [93.0, 93.5, 92.5], model=model, num_test=num_test)
+    ]
+    few, many = verdicts(runs)
+    assert (few.outcome, many.outcome) == ("undecided", "equivalent")
+    assert "margin is worth fewer than 3 of 900 test images" in sentence(few)
+    for order in ((few, many), (many, few)):
+        mean = overall(order)
+        assert mean is not None
+        assert mean.outcome == "undecided"
 
 
 @pytest.mark.parametrize(("seeds", "outcome"), [(2, "undecided"), (5, "undecided"), (6, "better")])

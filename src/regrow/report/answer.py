@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from regrow.core.texts import listed
 from regrow.report.questions import BEST, BEST_RETRAINING, Question
 from regrow.report.setups import in_words
-from regrow.report.statistics import ROUNDING, sign_test
+from regrow.report.statistics import sign_test
 from regrow.report.validity import RULES, Reason, Rule, rule_text
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
 from regrow.report.words import num_seeds, p_value, signed
@@ -138,12 +138,12 @@ def finding(verdict: Verdict) -> str:
             f"undecided: {arm} minus {against} is {metric.amount(difference)} ({seeds}); "
             "one seed allows no test."
         )
-    if verdict.constant and not verdict.sized and abs(comparison.difference) <= ROUNDING:
+    if verdict.alike and not verdict.too_fine:
         return (
-            f"undecided: {arm} and {against} have the same score in every seed ({seeds}), but the "
-            f"number of test {metric.example}s is not known (num_test): with few, that is likely."
+            f"undecided: {arm} and {against} have the same score in every seed ({seeds}), but "
+            f"{verdict.accident}."
         )
-    if verdict.constant:
+    if verdict.constant and not verdict.alike:
         return (
             f"undecided: {arm} minus {against} is exactly {metric.amount(difference)} in every "
             f"seed ({seeds}), so there is no spread to test by. {ALL_ALIKE} Equal differences show "

@@ -18,7 +18,7 @@ from regrow.core.durations import epochs_in_words
 from regrow.report import rows
 from regrow.report.budget_gains import Gains, at_largest
 from regrow.report.questions import BEST, CellQuestion, Question, ask
-from regrow.report.rows import Run, Table
+from regrow.report.rows import Run, Table, smallest
 from regrow.report.setups import setup
 from regrow.report.statistics import (
     ROUNDING,
@@ -47,6 +47,7 @@ OUTCOMES: tuple[Outcome, ...] = (
     *("better", "equivalent", "worse", "undecided"),
     *("no conclusion", "not run"),
 )
+LEAST_EXAMPLES = 3  # test examples of a margin within which equal scores are hardly an accident
 TOO_FINE: Rule = "margin below one image"  # no equivalence, even if all scores are the same
 
 
@@ -57,8 +58,8 @@ class Verdict:
     ``p`` and ``p_equivalence`` are corrected over the cells of one ``question``; ``needed``
     estimates the seeds that would decide an undecided cell, if more seeds can. ``reasons`` limit
     what can be concluded. ``setup`` is what both sides have in common (``regrow.report.setups``),
-    and ``rules`` are the recipe and budget of each. ``sized`` is False if scores are shares of a
-    number of test examples that is not known: of few, equal scores are likely.
+    and ``rules`` are the recipe and budget of each. ``accident`` says why equal scores may be one:
+    they are shares of few test examples, or of an unknown number; empty if they hardly can be.
     """
 
     question: Question
@@ -79,7 +80,7 @@ class Verdict:
     needed: int | None = None
     setup: str = ""
     rules: tuple[str, str] = ("", "")
-    sized: bool = True
+    accident: str = ""
 
     @property
     def n(self) -> int:
@@ -104,8 +105,18 @@ class Verdict:
     @property
     def same(self) -> bool:
         """True if both arms have the same score in every one of several seeds, not by accident."""
+        return self.alike and not self.accident
+
+    @property
+    def alike(self) -> bool:
+        """True if both arms have the same score in every one of several seeds."""
         zero = all(abs(difference) <= ROUNDING for _, difference in self.differences)
-        return len(self.differences) > 1 and zero and self.sized
+        return len(self.differences) > 1 and zero
+
+    @property
+    def too_fine(self) -> bool:
+        """True if one test example changes the score by more than the margin."""
+        return TOO_FINE in [reason.rule for reason in self.reasons]
 
     @property
     def constant(self) -> bool:
@@ -224,6 +235,7 @@ def averaged(family: Sequence[Verdict]) -> Verdict | None:
         against=_common([v.against for v in conclusive], conclusive[0].question.second.name),
         setup=_common([v.setup for v in conclusive], ""),
         reasons=tuple(dict.fromkeys(reason for v in conclusive for reason in v.reasons)),
+        accident=next((v.accident for v in conclusive if v.accident), ""),
     )
     return _tested(verdict, means)
 
@@ -322,10 +334,28 @@ def compare(
         reasons=reasons,
         setup=setup(question.first, question.second),
         rules=(rule_of(question.first), rule_of(question.second)),
-        sized=not question.question.metric.counted
-        or any(r.num_test is not None for r in (*question.first, *question.second)),
+        accident=_accident((*question.first, *question.second), margin),
     )
     return _tested(verdict, differences) if differences else verdict
+
+
+def _accident(runs: Sequence[Run], margin: float) -> str:
+    """Return why two networks may have equal scores by accident; empty if that is unlikely.
+
+    If networks differ by a margin of m test examples, a seed gives them equal counts with a
+    probability of up to about e^-m (one always right, the other with independent mistakes).
+    """
+    metric = runs[0].metric
+    num = smallest(run.num_test for run in runs)
+    if not metric.counted:
+        return ""
+    if num is None:
+        known = f"the number of test {metric.example}s is not known (num_test)"
+        return f"{known}: with few, that is likely"
+    if margin * num / metric.factor < LEAST_EXAMPLES - ROUNDING:
+        few = f"fewer than {LEAST_EXAMPLES} of {num} test {metric.example}s"
+        return f"the margin is worth {few}, so that is likely"
+    return ""
 
 
 def rule_of(runs: Sequence[Run]) -> str:
@@ -358,7 +388,7 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
     if verdict.left_out_for is not None:
         return replace(verdict, outcome="no conclusion")
     # Equivalence first: a significant difference can be too small to matter.
-    fine = TOO_FINE in [reason.rule for reason in verdict.reasons]
+    fine = verdict.too_fine
     equivalent = verdict.p_equivalence is not None and verdict.p_equivalence < alpha
     # Many test examples hardly ever give two networks the same score in several seeds by accident.
     if (verdict.same or equivalent) and not fine:
