@@ -95,7 +95,7 @@ def short_answer(contest: Contest) -> str:
     outcomes: dict[str, set[Outcome]] = {}
     for verdict in contest.main:
         outcomes.setdefault(verdict.against, set()).add(verdict.outcome)
-    found = set().union(*outcomes.values())
+    found = {verdict.outcome for verdict in contest.main}
     if found == {"not run"}:
         return "Not run"
     better = sum(each == {"better"} for each in outcomes.values())

@@ -2,10 +2,10 @@
 
 A difference that is not significant is never called equal. The outcomes of a cell and question are
 ``better`` and ``worse`` (paired t test), ``equivalent`` (two one-sided tests within the margin, or
-the same score in every seed; never if one test example changes the score by more than the margin),
-``undecided``, ``no conclusion`` if ``validity`` leaves the cell out,
-and ``not run`` if no seed has both arms. p-values are corrected by Holm over the cells that ask the
-same question and are not left out.
+the same score in every seed, if the margin is worth ``LEAST_EXAMPLES`` test examples; never if one
+of them changes the score by more than the margin), ``undecided``, ``no conclusion`` if ``validity``
+leaves the cell out, and ``not run`` if no seed has both arms. p-values are corrected by Holm over
+the cells that ask the same question and are not left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
