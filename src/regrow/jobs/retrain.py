@@ -150,7 +150,7 @@ class Retrain(Keyed):
     def estimate(self, pace: Pace) -> float:
         """Return the seconds of building its start and of training it."""
         ratio = pace.ratio(self.prune)
-        epochs = self.arm.epochs(self.recipe.length, ratio)
+        epochs = self.arm.trained_epochs(self.recipe.length, ratio)
         # Masked weights take as much time as others.
         masked = UNITS.get(self.prune.method.unit).masked
         steps = pace.training(
@@ -164,7 +164,7 @@ class Retrain(Keyed):
     def estimate_flops(self, pace: Pace) -> float:
         """Return the FLOPs of its training, by the known or guessed ratio."""
         ratio = pace.ratio(self.prune)
-        samples = self.arm.epochs(self.recipe.length, ratio) * self.data.num_train
+        samples = self.arm.trained_epochs(self.recipe.length, ratio) * self.data.num_train
         whole = model_cost(self.prune.model, self.data.shape).training_flops(samples)
         return whole / self.arm.budget_ratio(ratio)
 
