@@ -173,6 +173,14 @@ def test_every_arm_is_trained_for_its_budget() -> None:
     ]
 
 
+def test_a_budget_of_the_whole_pipeline_is_said(here: Path) -> None:
+    cells = Study.load(write(here, arms=["unpruned", "scratch-pipeline"], seeds=1)).cells()
+    assert [cell.job.stamp for cell in cells] == [
+        "8 epochs",
+        "FLOPs of the whole pipeline, the unpruned network's training counted",
+    ]
+
+
 def test_a_function_gets_the_same_kind_of_budget_for_every_arm(here: Path) -> None:
     (here / "mine.py").write_text(
         "from data import measured, steps\n"

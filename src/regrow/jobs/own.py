@@ -345,7 +345,11 @@ class OwnTrain(Keyed):
             return "no training after pruning"
         if self.prune is None and self.reference == self.base:
             return _counted(amount, self.unit)
-        words = {"equal-epochs": f"equal {self.unit}", "equal-flops": "equal FLOPs"}
+        words = {
+            "equal-epochs": f"equal {self.unit}",
+            "equal-flops": "equal FLOPs",
+            "pipeline": "FLOPs of the whole pipeline, the unpruned network's training counted",
+        }
         text = words.get(kind) or _counted(amount, self.unit)
         if self.arm.budget.cap is not None:
             text += f", at most {self.arm.budget.cap:g}x"
