@@ -198,6 +198,9 @@ def test_what_has_no_room_in_a_budget_is_refused_with_the_budget() -> None:
         study(budgets=[2, 1], recipe={"epochs": 8, "warmup_epochs": 1})
     with pytest.raises(ConfigError, match="At a budget of 2 epochs: The arm 'fine-tune' trains at"):
         study(budgets=[2], recipe={"epochs": 8, "schedule": "linear"})
+    long = study(budgets=[8, 2], recipe={"epochs": 8, "warmup_steps": 500})
+    with pytest.raises(ConfigError, match=r"At a budget of 8 epochs: .* 500 updates, and 'digits"):
+        long.cells()
 
 
 def test_every_arm_of_a_linear_schedule_can_be_said_without_a_rate() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
+from math import ceil
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
         )
     model = data.model(experiment.model)
     _check_augmentation(experiment, data)
+    _check_warmup(experiment, data)
     make_optimiser(experiment.recipe)  # tries a step
     _check_objectives(experiment, model, data)
     _check_tuned(experiment, data)
@@ -411,6 +413,18 @@ def _check_augmentation(experiment: Experiment, data: Material) -> None:
                 f"The recipe's {option} {value!r} is for images, and {experiment.data_label!r} has "
                 "none. Leave it out."
             )
+
+
+def _check_warmup(experiment: Experiment, data: Material) -> None:
+    """Refuse a training budget within which a warm-up of so many updates would not end."""
+    recipe = experiment.recipe
+    updates = recipe.num_steps(ceil(data.num_train / recipe.batch))
+    if experiment.budget is not None and recipe.warmup_steps >= updates:
+        raise ConfigError(
+            f"At a budget of {epochs_in_words(experiment.budget)}: the recipe warms up for "
+            f"{recipe.warmup_steps:,} updates, and {experiment.data_label!r} gives {updates:,}. "
+            "Give it a 'warmup_share' in place of 'warmup_steps', or leave the budget out."
+        )
 
 
 def _check_tuned(experiment: Experiment, data: Material) -> None:
