@@ -10,6 +10,7 @@ from math import ceil, floor
 from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
+from regrow.core.durations import epochs_in_words
 from regrow.core.texts import listed
 from regrow.core.validation import (
     changed_fields,
@@ -23,7 +24,7 @@ from regrow.data.spec import FLIPPING
 from regrow.errors import ConfigError, unknown
 from regrow.train.objective import OBJECTIVES, make_objective
 from regrow.train.optimiser import OPTIMISERS, SGD, check_optimiser
-from regrow.train.schedules import SCHEDULES, factor
+from regrow.train.schedules import SCHEDULES, drops_before_end, factor
 
 Precision = Literal["fp32", "bf16"]
 EngineName = Literal["exact", "fused"]
@@ -238,20 +239,38 @@ class Recipe:
         'learning rate 0.1, multiplied by 0.1 at 50 % and 75 % of the training'
         >>> Recipe(lr=0.1, schedule="cosine").rate_words
         'learning rate 0.1, cosine schedule'
+        >>> Recipe(epochs=1, drop_at=(0.5,)).rate_words  # drops are in whole epochs
+        'learning rate 0.1'
+        >>> Recipe(schedule="linear", warmup_share=0.2).rate_words
+        'learning rate 0.1, linear schedule, after a warm-up over 20 % of the training'
         """
-        words = f"learning rate {self.lr:g}"
+        return f"learning rate {self.lr:g}{self._schedule_words}{self._warmup_words}"
+
+    @property
+    def _schedule_words(self) -> str:
         if self.schedule == "constant":
-            return words
+            return ""
         if self.schedule == "every":
             share = f"{100 * self.drop_every:.3g} %"
-            return f"{words}, multiplied by {self.drop_factor:g} after each {share} of the training"
+            return f", multiplied by {self.drop_factor:g} after each {share} of the training"
         if self.schedule != "drops":
             end = f" down to {100 * self.end_factor:g} %" if self.end_factor else ""
-            return f"{words}, {self.schedule} schedule{end}"
-        if not self.drop_at:
-            return words
-        places = listed([f"{100 * share:g} %" for share in self.drop_at])
-        return f"{words}, multiplied by {self.drop_factor:g} at {places} of the training"
+            return f", {self.schedule} schedule{end}"
+        places = listed([f"{100 * share:g} %" for share in drops_before_end(self)])
+        if not places:
+            return ""
+        return f", multiplied by {self.drop_factor:g} at {places} of the training"
+
+    @property
+    def _warmup_words(self) -> str:
+        if self.warmup_epochs:
+            epochs = epochs_in_words(self.warmup_epochs)
+            return f", {self.warmup_factor:g} times that for {epochs} at first"
+        if self.warmup_steps:
+            return f", after a warm-up of {self.warmup_steps} updates"
+        if self.warmup_share:
+            return f", after a warm-up over {100 * self.warmup_share:g} % of the training"
+        return ""
 
     def last_lr(self) -> float:
         """Return the rate of the last epoch, which the paper fine-tunes at."""

@@ -72,6 +72,11 @@ def drops(recipe: "Recipe", epoch: float) -> float:
     return float(recipe.drop_factor**num_drops)
 
 
+def drops_before_end(recipe: "Recipe") -> list[float]:
+    """Return the shares of ``drop_at`` at which the rate does drop before training ends."""
+    return [share for share in recipe.drop_at if _mark(share, recipe) < recipe.length]
+
+
 @register_schedule("every")
 def every(recipe: "Recipe", epoch: float) -> float:
     """Multiply by ``drop_factor`` once in each ``drop_every`` share of training."""
