@@ -15,6 +15,7 @@ ARMS: Mapping[str, tuple[Start, BudgetKind]] = {
     "scratch-b": ("random", "equal-flops"),
 }
 SHARE = 0.25
+SAMPLES = 10_000  # in an epoch
 Score = Callable[[int, int], float | None]  # from budget and seed; None: the run is missing
 
 
@@ -27,6 +28,8 @@ def make_arm(
     runs = []
     for budget in budgets:
         epochs = {"none": 0, "share": max(1, int(SHARE * budget)), "equal-flops": 2 * budget}
+        macs = 10_000 if pruned else 20_000
+        arm_flops = 6.0 * macs * SAMPLES * epochs.get(kind, budget)
         for seed in range(seeds):
             value = score(budget, seed)
             fields: dict[str, Any] = {
@@ -35,7 +38,7 @@ def make_arm(
                 "amount": SHARE if kind == "share" else None,
                 "status": "missing" if value is None else "done", "score": value,
                 "epochs": epochs.get(kind, budget), "parameters": 1000 if pruned else 4000,
-                "macs": 10_000 if pruned else 20_000, "training_flops": 1e9 * budget,
+                "macs": macs, "arm_flops": arm_flops, "training_flops": 1e9 * budget,
                 "num_test": 10_000, "chance": 10.0, "ending": Ending(loss=0.01, fall=0.0),
             }  # fmt: skip
             runs.append(Run(**{**fields, **changes}))

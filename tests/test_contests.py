@@ -384,6 +384,7 @@ def test_of_a_metric_of_which_less_is_better_less_is_better() -> None:
         ({}, "S4.2"),
         ({"pruning_epochs": 3}, "S3.2"),
         ({"recipe": "rate 0.01"}, "S3.1"),
+        ({"entered": 4}, "S3.1"),
         ({"epochs": 11}, "S2"),
         ({"base": "other"}, "S1"),
         ({"base": ""}, "S1"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, advance
 from regrow.models import build
-from regrow.report.collect import collect
+from regrow.report.collect import Reader, collect
+from regrow.report.rows import fairness
 from regrow.run import run
 from regrow.store import Store, after_epoch
 from regrow.studies.expand import Cell
@@ -277,6 +279,22 @@ def test_the_learning_rate_is_rewound_under_inherited_weights(tmp_path: Path) ->
             fit(plain)
             assert [line["lr"] for line in store.record(job.key)["history"]] == rates
             assert equal(store.tensors(job.key), snapshot(network))
+    tail = next(cell for cell in cells if cell.arm.name == "tail")
+    words = "1 epoch after the unpruned network's 2, entering the schedule at epoch 1"
+    assert fairness([Reader(store).run(tail)]) == words
+
+
+def test_a_plan_counts_the_epochs_that_an_arm_trains() -> None:
+    arms = ["lr-rewind", {"name": "tail", "like": "lr-rewind", "schedule_epoch": 1}]
+    found = rows(study(arms=arms).cells())
+    pace: Any = SimpleNamespace(
+        ratio=lambda prune: 2.0,
+        cutting=lambda model, data: 0.0,
+        training=lambda setting, *, epochs, ratio, taught: epochs,
+    )
+    whole, tail = found["lr-rewind"][0], found["tail"][0]
+    assert (whole.estimate(pace), tail.estimate(pace)) == (2, 1)
+    assert tail.estimate_flops(pace) == whole.estimate_flops(pace) / 2
 
 
 def test_weights_are_kept_and_keys_change_only_where_an_arm_asks(

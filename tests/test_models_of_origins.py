@@ -128,7 +128,7 @@ def test_a_study_of_own_code_and_weights_trains_no_parent(here: Path) -> None:
     texts = {name: fairness([read.run(cell)]) for name, cell in cells.items()}
     assert texts["unpruned"] == "trained before, 7 epochs"
     assert texts["fine-tune"].endswith("after the unpruned network's 7")
-    assert texts["scratch-e"] == "equal epochs"
+    assert texts["scratch-e"] == "the recipe's 2 epochs"
 
 
 def test_weights_that_change_while_a_study_runs_are_not_taken(here: Path) -> None:

@@ -132,7 +132,7 @@ def test_rows_say_that_weights_were_trained_elsewhere(tmp_path: Path) -> None:
         "weights trained elsewhere",
         "no training after pruning",
         "1 epoch after weights trained elsewhere",
-        "equal epochs",
+        "the recipe's 2 epochs",
     ]
 
 

@@ -141,6 +141,22 @@ def test_unpruned_of_the_same_method_comes_first() -> None:
             "equal FLOPs, the unpruned network's training counted",
         ),
         (
+            {"budget": "equal-epochs", "start": "inherited", "entered": 5},
+            "12 epochs after the unpruned network's 12, entering the schedule at epoch 5",
+        ),
+        (
+            {"budget": "equal-flops", "start": "rewound", "entered": 5},
+            "12 epochs after the unpruned network's 12, entering the schedule at epoch 5",
+        ),
+        (
+            {"budget": "share", "start": "inherited", "pruning_epochs": 4},
+            "12 epochs after the unpruned network's 12 and 4 while pruning",
+        ),
+        (
+            {"budget": "equal-flops", "start": "random", "recipe_epochs": 2},
+            "the FLOPs of the recipe's 2 epochs",
+        ),
+        (
             {"budget": "equal-epochs", "start": "random", "treatment": "rigl"},
             "equal epochs, with the treatment of rigl",
         ),

@@ -12,11 +12,19 @@ from regrow.report.rows import Run
 from regrow.report.verdict import verdicts
 
 
+def lasting(run: Run, epochs: float, **changes: object) -> Run:
+    """Return a run with other epochs, and FLOPs in proportion."""
+    assert run.arm_flops
+    assert run.epochs
+    arm_flops = run.arm_flops / run.epochs * epochs
+    return replace(run, **{"epochs": epochs, "arm_flops": arm_flops, **changes})  # type: ignore[arg-type]
+
+
 def runs(epochs: float, **changes: object) -> list[Run]:
     """Make runs of one length, whose scratch-b trains so long."""
     study = make_study({5: [0.0, 0.0]}, arms=("scratch-e", "scratch-b"))
     alone = [replace(run, training_budget=None) for run in study]
-    return [replace(r, epochs=epochs, **changes) if r.arm == "scratch-b" else r for r in alone]  # type: ignore[arg-type]
+    return [lasting(run, epochs, **changes) if run.arm == "scratch-b" else run for run in alone]
 
 
 def test_flops_that_whole_epochs_leave_are_said() -> None:
@@ -29,6 +37,24 @@ def test_flops_that_whole_epochs_leave_are_said() -> None:
 def test_what_is_spent_or_capped_is_not_said() -> None:
     assert not [*unspent_notes(runs(10))]
     assert not [*unspent_notes(runs(9, capped=True))]
+    assert not [*unspent_notes(runs(9, entered=1))]
+
+
+def test_what_a_teacher_computes_is_spent() -> None:
+    """Its forward pass counts in the budget, and so do norms, which are dense under a mask."""
+    whole = next(run for run in runs(10) if run.unpruned).arm_flops
+    assert not [*unspent_notes(runs(6, arm_flops=whole))]
+
+
+def test_examples_that_a_users_function_leaves_out_are_not_blamed_on_rounding() -> None:
+    for share, notes in ((1.0, 0), (0.9, 1)):
+        found = [
+            replace(run, pace=900.0, arm_flops=(run.arm_flops or 0.0) * 0.9)
+            if run.arm == "scratch-b"
+            else replace(run, pace=1000.0)
+            for run in runs(10 * share)
+        ]
+        assert len([*unspent_notes(found)]) == notes
 
 
 LEADS = {2: [3.0, 3.2, 3.1], 4: [0.1, -0.1, 0.0], 8: [0.1, -0.1, 0.0]}
@@ -36,7 +62,7 @@ LEADS = {2: [3.0, 3.2, 3.1], 4: [0.1, -0.1, 0.0], 8: [0.1, -0.1, 0.0]}
 
 def with_epochs(epochs: float, *, at: int = 2) -> list[Run]:
     return [
-        replace(r, epochs=epochs) if (r.arm, r.training_budget) == ("scratch-b", at) else r
+        lasting(r, epochs) if (r.arm, r.training_budget) == ("scratch-b", at) else r
         for r in make_study(LEADS, arms=("rewind", "scratch-b"))
     ]
 

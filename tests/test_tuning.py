@@ -15,6 +15,7 @@ from regrow.jobs.trials import read_trials
 from regrow.report import write
 from regrow.report.contests import contests
 from regrow.report.rows import Run
+from regrow.report.setups import setup
 from regrow.report.tuning import expected_validation, folded, tuning_rows, unequal_trials
 from regrow.report.verdict import verdicts
 from regrow.studies.study import Study
@@ -118,6 +119,14 @@ def test_the_trial_that_is_best_on_validation_stands_for_its_arm() -> None:
     assert one.training_flops == 5e9 + 2 * 1e9  # the parent once, and every trial
     assert one.total_epochs == 50 + 2 * 10
     assert one.recipe == "the best of 3 trials on validation"
+
+
+def test_tuned_training_from_scratch_costs_all_of_its_trials() -> None:
+    scratch = folded(trials(FOUND, start="random"))
+    one = [replace(run, trial_of="") for run in trials({"0.1": (90.0, 95.0)})]
+    assert setup(scratch, [replace(r, total_epochs=10, training_flops=1e9) for r in one]) == "S1"
+    as_much = [replace(run, total_epochs=30, training_flops=3e9) for run in one]
+    assert setup(scratch, as_much) == "S1, SX-A, SX-B"
 
 
 def test_of_a_metric_of_which_less_is_better_the_least_is_chosen() -> None:

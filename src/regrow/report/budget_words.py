@@ -412,8 +412,8 @@ def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run])
     if found:
         yield (
             f"arms train for whole {' or '.join(counted)}, so that in the row that falls short "
-            f"most, only {listed(found)} epochs of the MACs of the unpruned network's training are "
-            "computed, and differences there favour the other arm"
+            f"most, only {listed(found)} epochs of the unpruned network's training FLOPs are "
+            "spent, and differences there favour the other arm"
         )
 
 
@@ -431,8 +431,8 @@ def unspent_notes(runs: Sequence[Run]) -> Iterator[str]:
         return
     arms = listed([f"{arm} {100 * min(shares):.0f} %" for arm, shares in found.items()])
     yield (
-        f"Equal FLOPs: arms train for whole {' or '.join(counted)}. Counted in MACs, these arms "
-        f"compute as little as this share of the unpruned network's training: {arms}."
+        f"Equal FLOPs: arms train for whole {' or '.join(counted)}. These arms spend as little as "
+        f"this share of the unpruned network's training FLOPs: {arms}."
     )
 
 

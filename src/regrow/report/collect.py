@@ -122,7 +122,19 @@ def _value_of(arm: Arm) -> dict[str, Any]:
         "schedule": arm.schedule,
         "trial_of": arm.trial_of or "",
         "cap": arm.budget.cap,
-        "parent_counted": arm.budget.kind == "pipeline",
+        "entered": arm.first_epoch,
+    }
+
+
+def _followed(cell: Cell, *, published: bool) -> dict[str, Any]:
+    """Return the fields of a run on the training that equal budgets follow."""
+    model, epochs = cell.experiment.model, cell.experiment.recipe.epochs
+    before = (model.checkpoint.epochs or 0) if model.checkpoint is not None else 0
+    is_equal = not model.is_published or before == epochs
+    return {
+        "base_epochs": before if published else epochs,
+        "recipe_epochs": None if is_equal else epochs,
+        "parent_counted": is_equal and cell.arm.budget.kind == "pipeline",
     }
 
 
@@ -244,8 +256,6 @@ class Reader:
         metric = self._data(job).metric
         stages = self.stages(job)
         published = any(stage.is_published for stage in stages)
-        checkpoint = experiment.model.checkpoint
-        trained_before = (checkpoint.epochs or 0) if checkpoint is not None else 0
         common: dict[str, Any] = {
             "data": experiment.data_label,
             "model": experiment.model_label,
@@ -260,7 +270,7 @@ class Reader:
             **_value_of(arm),
             "objective": arm.objective.name if arm.objective is not None else "",
             "treatment": "" if job.treated is None else job.treated.text,
-            "base_epochs": trained_before if published else experiment.recipe.epochs,
+            **_followed(cell, published=published),
             "metric": metric,
             "num_test": self._data(job).num_test,
             "designed": use is not None and use.method.designed,
@@ -311,12 +321,13 @@ class Reader:
         if base is not None and base.initial is not None:  # the method trained it further
             base = base.initial
         own = self.record(job)["epochs"]
+        rates = recipe_of(cell.arm, experiment.recipe, own + cell.arm.first_epoch) if own else None
         records = [self.record(stage) for stage in self.stages(job)]
         total = sum(record["epochs"] for record in records if "training_flops" in record)
         before = 0 if base is None else self.record(base)["epochs"]
         return {
             "base": "" if base is None else base.key,
-            "recipe": recipe_of(cell.arm, experiment.recipe, own).rate_words if own else "",
+            "recipe": "" if rates is None else rates.rate_words,
             "total_epochs": round(total, 6),  # the last epoch may be partial
             "pruning_epochs": round(total - own - before, 6),
         }

@@ -75,9 +75,12 @@ class Run:
     ``start``, ``budget`` (its kind), ``amount``, ``cap`` and ``schedule`` describe the arm (see
     ``regrow.jobs.arms``): the questions about it, its style in figures and its fairness follow from
     them, never from its name. Fairness also needs ``base_epochs`` (of the parent; 0 for published
-    weights, which were trained elsewhere at an unknown cost), ``capped`` (the budget's ``cap``, a
-    multiple of ``base_epochs``, was reached) and ``parent_counted`` (the budget includes the
-    parent's training), unless ``stamp`` gives it in words. ``subject`` names the network that the
+    weights, which were trained elsewhere at an unknown cost), ``recipe_epochs`` (those that equal
+    budgets follow, if the unpruned network was trained elsewhere for other or an unknown number),
+    ``capped`` (the budget's ``cap``, a
+    multiple of ``base_epochs``, was reached), ``parent_counted`` (the budget includes the parent's
+    training) and ``entered`` (the epochs of its schedule that the arm left out, because it began
+    after them), unless ``stamp`` gives it in words. ``subject`` names the network that the
     arm trains, if that is not the row's own. ``training_budget`` is the parent's epochs if a study
     has several (``budgets``), else None. ``objective`` is the arm's own, if it is not the recipe's,
     and ``teacher_flops`` those of its teacher, which ``training_flops`` include. ``treatment``
@@ -100,7 +103,8 @@ class Run:
     base and the arm). ``validation`` is the score on the validation split, if there is one, by
     which arms and trials are chosen. ``designed`` is True if neither weights nor data decided what
     was removed, so that the network could have been designed by hand. ``trial_of`` names the tuned
-    arm that this one is a trial of.
+    arm that this one is a trial of; the row that stands for a tuned arm has the epochs and FLOPs of
+    its ``other_trials``.
     """
 
     data: str
@@ -120,6 +124,7 @@ class Run:
     macs: int | None = None
     epochs: float | None = None
     base_epochs: int | None = None
+    recipe_epochs: int | None = None
     training_flops: float | None = None
     samples: int | None = None
     emptied: int | None = None
@@ -130,6 +135,7 @@ class Run:
     cap: float | None = None
     capped: bool = False
     parent_counted: bool = False
+    entered: int = 0
     stamp: str = ""
     subject: str = ""
     group: str = ""
@@ -153,6 +159,7 @@ class Run:
     pruning_epochs: float | None = None
     designed: bool = False
     trial_of: str = ""
+    other_trials: tuple[float, float] = (0.0, 0.0)
     arm_flops: float | None = None
     pace: float | None = None
     given: bool = False
@@ -385,6 +392,9 @@ def fairness(runs: Sequence[Run]) -> str:
     >>> fairness([Run(**common, seed=s, start="random", budget="equal-flops", epochs=480, cap=3.0,
     ...               capped=s == 0) for s in range(2)])
     'equal FLOPs, capped at 3x in 1 of 2 seeds'
+    >>> fairness([Run(**common, seed=0, start="inherited", budget="equal-epochs", epochs=4,
+    ...               base_epochs=8, entered=4)])
+    "4 epochs after the unpruned network's 8, entering the schedule at epoch 4"
     """
     first = runs[0]
     if first.stamp:
@@ -403,16 +413,15 @@ def fairness(runs: Sequence[Run]) -> str:
         return count
     if first.budget == "none" or epochs == [0]:
         return "no training after pruning"
-    budget_names = {
-        "equal-epochs": "equal epochs",
-        "equal-flops": "equal FLOPs",
-        "pipeline": "FLOPs of the whole pipeline",
-    }
-    text = budget_names.get(first.budget, count or first.budget)
+    text = _budget_words(first, count)
     if first.start in ("inherited", "rewound") and first.base_epochs:
         text += f" after the unpruned network's {first.base_epochs}"
+        if first.start == "inherited" and first.pruning_epochs:  # of the method, or earlier rounds
+            text += f" and {first.pruning_epochs:g} while pruning"
     if first.start == "inherited" and first.base_epochs == 0:
         text += f" after {GIVEN}"
+    if first.entered:
+        text += f", entering the schedule at epoch {first.entered}"
     if first.objective:
         text += f", trained with {first.objective}"
         taught = {run.teacher_flops for run in runs if run.teacher_flops is not None}
@@ -429,6 +438,25 @@ def fairness(runs: Sequence[Run]) -> str:
         text += f", capped at {first.cap:g}x"
         text += "" if capped == len(runs) else f" in {capped} of {len(runs)} seeds"
     return text
+
+
+def _budget_words(run: Run, count: str) -> str:
+    """Describe the budget of an arm that trains; ``count``: its epochs, if known."""
+    if run.entered and count:  # it trains for less than its budget
+        return count
+    names = {
+        "equal-epochs": "equal epochs",
+        "equal-flops": "equal FLOPs",
+        "pipeline": "FLOPs of the whole pipeline",
+    }
+    if run.recipe_epochs:
+        own = f"the recipe's {epochs_in_words(run.recipe_epochs)}"
+        names = {
+            "equal-epochs": own,
+            "equal-flops": f"the FLOPs of {own}",
+            "pipeline": f"the FLOPs of {own} and of a retraining",
+        }
+    return names.get(run.budget, count or run.budget)
 
 
 def harmless(text: str, kind: str = "str") -> str:

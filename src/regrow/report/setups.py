@@ -83,7 +83,7 @@ def setup(first: Sequence[Run], second: Sequence[Run]) -> str:
 
 
 def _rungs(one: Run, other: Run) -> tuple[bool, ...]:
-    schedules = [(run.recipe, run.objective, run.treatment) for run in (one, other)]
+    schedules = [(r.recipe, r.entered, r.objective, r.treatment) for r in (one, other)]
     return (
         equal(one.macs, other.macs) or _same_target(one, other),
         bool(one.base) and one.base == other.base and one.start == other.start,
@@ -115,5 +115,9 @@ def _pipeline(run: Run, other: Run) -> tuple[float | None, float | None]:
     if run.start == other.start:
         return run.total_epochs, run.training_flops
     if run.start in ("random", "redrawn"):
-        return run.epochs, run.arm_flops
+        epochs, flops = run.other_trials
+        return (
+            None if run.epochs is None else run.epochs + epochs,
+            None if run.arm_flops is None else run.arm_flops + flops,
+        )
     return (None, None) if run.given else (run.total_epochs, run.training_flops)

@@ -168,10 +168,8 @@ def _standing_for(best: Sequence[Run], trials: dict[str, list[Run]]) -> list[Run
         others = [one for runs in trials.values() for one in runs if one.seed == run.seed]
         others = [one for one in others if one.done and one.arm != run.arm]
         flops, epochs = run.training_flops, run.total_epochs
-        if flops is not None:
-            flops = math.fsum([flops, *(one.arm_flops or 0.0 for one in others)])
-        if epochs is not None:
-            epochs += sum(one.epochs or 0 for one in others)
+        more = math.fsum(one.epochs or 0 for one in others)
+        more_flops = math.fsum(one.arm_flops or 0.0 for one in others)
         words = f"the best of {len(trials)} trials on validation"
         result.append(
             replace(
@@ -179,8 +177,9 @@ def _standing_for(best: Sequence[Run], trials: dict[str, list[Run]]) -> list[Run
                 arm=run.trial_of,
                 trial_of="",
                 recipe=", ".join(filter(None, (run.recipe, words))),
-                training_flops=flops,
-                total_epochs=epochs,
+                training_flops=None if flops is None else flops + more_flops,
+                total_epochs=None if epochs is None else epochs + more,
+                other_trials=(more, more_flops),
             )
         )
     return result

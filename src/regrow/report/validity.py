@@ -259,15 +259,18 @@ def judge(
 
 
 def spent(run: Run, unpruned: Run | None) -> float | None:
-    """Return the training MACs of an equal-FLOPs arm over those of the unpruned network.
+    """Return the training FLOPs of an equal-FLOPs arm over those of the unpruned network.
 
-    Rounding may leave a part unused. None for other arms, capped ones and unknown costs.
+    Rounding may leave a part unused. If a user's function trains, both are per example of a unit of
+    the budget, because examples are compared elsewhere (``pace``). None for other arms, those that
+    are capped or enter their schedule late, and unknown costs.
     """
-    if run.budget != "equal-flops" or not run.done or run.capped:
+    if run.budget != "equal-flops" or not run.done or run.capped or run.entered:
         return None
-    if unpruned is None or not (unpruned.macs and run.macs and run.base_epochs):
+    if unpruned is None or not (unpruned.arm_flops and run.arm_flops and run.base_epochs):
         return None
-    return float((run.epochs or 0) * run.macs / (run.base_epochs * unpruned.macs))
+    share = run.arm_flops / unpruned.arm_flops
+    return share * unpruned.pace / run.pace if run.pace and unpruned.pace else share
 
 
 def unspent(sides: Iterable[Sequence[Run]], unpruned: Sequence[Run]) -> Iterable[Reason]:
