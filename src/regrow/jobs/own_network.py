@@ -45,7 +45,6 @@ class OwnNetwork:
     content: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     checkpoint: ClassVar[None] = None  # as in ``ModelSpec``; how given weights trained is unknown
-    is_published: ClassVar[bool] = False  # as in ``ModelSpec``; budgets follow what the user gives
 
     @classmethod
     def of(

@@ -21,7 +21,7 @@ from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.tasks import TASKS, Details, Metric, Task
 from regrow.train.by_epoch import rates_in_words
-from regrow.train.material import ScoredOn
+from regrow.train.material import Material, ScoredOn
 
 SAME_SPARSITY = 0.0005  # below the precision of reports
 BENEATH = "classifier"  # the network that another is built on
@@ -130,7 +130,9 @@ def _followed(cell: Cell, *, published: bool) -> dict[str, Any]:
     """Return the fields of a run on the training that equal budgets follow."""
     model, epochs = cell.experiment.model, cell.experiment.recipe.epochs
     before = (model.checkpoint.epochs or 0) if model.checkpoint is not None else 0
-    is_equal = not model.is_published or before == epochs
+    data = None if cell.under is not None else cell.job.scored_on  # a head has its own words
+    is_given = isinstance(data, Material) and data.model(model).is_published
+    is_equal = not is_given or before == epochs
     return {
         "base_epochs": before if published else epochs,
         "recipe_epochs": None if is_equal else epochs,
