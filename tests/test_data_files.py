@@ -150,7 +150,7 @@ DAMAGED_PNG = png(2)[:60]
         (rewrite(PNGS, ["a", "b", "a", "b"]), "the labels of test are of the type int64.*string"),
         (rewrite(PNGS, [0, 1, 0, 1], names=["1", "0"]), "the classes differ.*their order differs"),
         (rewrite(PNGS, [1, 1, 1, 1]), "row 0: the label is 0, and the first class is 1"),
-        (rewrite(PNGS, [0, 0, 2, 2]), "the class '1' has no training image"),
+        (rewrite(PNGS, [0, 0, 2, 2]), "are 0, 2 .*without gaps"),
         (
             rewrite([], pa.array([], pa.int64())),
             "nothing is left of the training split: it",
@@ -295,6 +295,28 @@ def test_hub_snapshot_is_read_as_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
         {"repo_type": "dataset", "allow_patterns": ["data/*.parquet"]},
     )
     assert fingerprint(DataSpec("hf:some-one/some.set")) == fingerprint(DataSpec(f"hf:{base}"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("train-0", "train_extra-0"),
+            r"'hf:one/two' holds several train splits \(train, train_extra\). Copy the files of "
+            r"one \(train-0.parquet, ...\) to a folder, and read 'hf:FOLDER'.$",
+        ),
+        (("a_train", "b_train"), r"'hf:one/two' holds several configurations .* Copy the files of"),
+        (("a/train", "b/test"), r"configurations \(a, b\). .* such as 'hf:one/two/a'.$"),
+    ],
+)
+def test_advice_about_files_of_the_hub_does_not_move_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], message: str
+) -> None:
+    for name in names:
+        write_parquet(tmp_path / "snapshot" / f"{name}.parquet", PNGS, [0, 1, 0, 1])
+    fake_hub(monkeypatch, lambda *args, **options: str(tmp_path / "snapshot"))
+    with pytest.raises(DataError, match=message):
+        load(DataSpec("hf:one/two"))
 
 
 # Folders

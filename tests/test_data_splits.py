@@ -61,6 +61,9 @@ def test_folders_of_any_name_and_case_are_splits(
         ("train/part-0/a.PARQUET", "evaluation/part-0/a.parquet"),
         ("train0.parquet", "valid0.parquet"),
         ("training-data/train.parquet", "test-data/test.parquet"),
+        ("train2017.parquet", "val2017-00000-of-00001.parquet"),
+        ("1_train.parquet", "2_test.parquet"),
+        ("train.parquet", "small/test.parquet"),
     ],
 )
 def test_parquet_files_of_any_layout_are_splits(tmp_path: Path, files: tuple[str, str]) -> None:
@@ -103,6 +106,10 @@ def test_classes_named_like_a_split_are_classes(tmp_path: Path) -> None:
         (("train/a/1.png", "dev/a/1.png", "val/a/1.png"), "two folders for the validation split"),
         (("x/train/a/1.png", "x/test/a/1.png"), "Its folder 'x' has folders of splits: give"),
         (("test/a/1.png", "x/1.png"), "has a folder 'test' but no 'train'"),
+        (
+            tuple(f"{split}/{c}/1.png" for split in ("train14", "train17", "val17") for c in "ab"),
+            "train14, train17, val17 are named like splits and hold the same folders",
+        ),
     ],
 )
 def test_folders_that_could_mean_two_things_are_refused(
@@ -125,8 +132,13 @@ def test_folders_that_could_mean_two_things_are_refused(
         (("train-0", "small/train-0"), r"several configurations \(\., small\)"),
         (
             ("one_train", "two_train"),
-            r"several configurations \(one_, two_\). Move each to its own folder",
+            r"several configurations \(one_, two_\). Keep the files of one, and move the others",
         ),
+        (("a/train", "b/test"), r"several configurations \(a, b\).*hf:.*/x/a'. If they belong"),
+        (("a/x/train", "a/y/validation"), r"several configurations \(a/x, a/y\).*hf:.*/x/a/x'"),
+        (("one_train", "two_test"), r"several configurations \(one_, two_\)"),
+        (("train2014", "train2017", "val2017"), r"several train splits \(train2014, train2017\)"),
+        (("train2014/0", "train2017/0"), r"\(train2014, train2017\).*may be called train-0"),
         (("train-0", "dev-0", "val-0"), r"several validation splits \(dev, val\)"),
         (("test-0",), "expected Parquet files named train"),
         (("images-0",), "expected Parquet files named train.* got images-0"),

@@ -211,6 +211,7 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
 
 def _half_alone(base: Path, folders: list[Path]) -> _SplitFolders:
     """Read a folder whose folders are all classes; some may be named like a split."""
+    _check_unlike_splits(base, folders)
     split_names = [path.name for path in folders if split_called(path.name)]
     if len(split_names) > 1 and "train" in map(split_called, split_names):
         raise DataError(
@@ -224,6 +225,18 @@ def _half_alone(base: Path, folders: list[Path]) -> _SplitFolders:
             "it is read as a class."
         )
     return _SplitFolders({"train": half}, tuple(notices))
+
+
+def _check_unlike_splits(base: Path, folders: list[Path]) -> None:
+    """Refuse folders such as train2014, train2017 and val2017 that hold the same class folders."""
+    named = [path for path in folders if split_within(path.name) is not None]
+    inner = [{inside.name for inside in folders_in(path)} for path in named]
+    if len(named) > 1 and all(len(names) > 1 and names == inner[0] for names in inner):
+        raise DataError(
+            f"{base}: {_shown([path.name for path in named])} are named like splits and hold the "
+            "same folders, so they are no classes. Call the one to train on train and the one to "
+            "test on test, and move others elsewhere."
+        )
 
 
 def _half(root: Path) -> tuple[_Half, list[str]]:

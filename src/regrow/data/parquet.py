@@ -15,7 +15,8 @@ def find(spec: DataSpec) -> SplitFiles:
     """Find the Parquet files of each split."""
     base = _base(spec)
     files = [file for file in files_below(base) if file.suffix.lower() == ".parquet"]
-    found = split_files(spec, base, files)
+    fetched = not Path(spec.location).expanduser().is_dir()
+    found = split_files(spec, base, files, fetched=fetched)
     if "train" not in found.splits:
         got = f"got {', '.join(f.name for f in files[:3])}" if files else "there are none"
         raise DataError(
