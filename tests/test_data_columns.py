@@ -318,8 +318,8 @@ def test_columns_that_may_each_be_the_targets_are_refused_unless_one_is_named(
 
 
 def test_arrays_that_are_not_read_are_said(tmp_path: Path) -> None:
-    (notice,) = saved(tmp_path, plain_arrays(x_valid=np.ones(3), ids=np.arange(4))).notices
-    assert "these arrays are not read: 'ids' and 'x_valid'." in notice
+    (notice,) = saved(tmp_path, plain_arrays(x_old=np.ones(3), ids=np.arange(4))).notices
+    assert "these arrays are not read: 'ids' and 'x_old'." in notice
 
 
 def test_all_files_of_a_split_are_read(tmp_path: Path) -> None:

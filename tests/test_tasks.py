@@ -152,9 +152,11 @@ def test_arrays_are_read_as_what_their_types_say(tmp_path: Path) -> None:
         assert (found.task, dict(found.model_arguments)) == (task, told)
 
 
-def test_published_splits_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+def test_published_splits_are_kept(validation: str, tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((9, 2))
-    name = arrays(tmp_path, x_train=x, y_train=x, x_test=x[:4], y_test=x[:4], x_val=x, y_val=x)
+    held_out = {f"x_{validation}": x, f"y_{validation}": x}
+    name = arrays(tmp_path, x_train=x, y_train=x, x_test=x[:4], y_test=x[:4], **held_out)
     found = load(DataSpec(name))
     assert found.validation is not None
     assert (len(found.train), len(found.test), len(found.validation)) == (9, 4, 9)

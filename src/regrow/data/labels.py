@@ -132,6 +132,7 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
     bounds = {split: pc.min_max(split_values).as_py() for split, split_values in values.items()}
     first = 1 if train.names is None and bounds["train"]["min"] == 1 else 0
     if train.names is None:
+        _check_gaps(values["train"], first, train)
         _check_count(bounds["train"]["max"] + 1 - first, train)
     classes = train.names or _numbered(first, bounds["train"]["max"] + 1 - first)
     numbered = _numbered(first, len(classes))
@@ -160,6 +161,23 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
         f"{len(classes)}.",
     )
     return Coded(classes=classes, labels=labels, notices=notice if first else ())
+
+
+def _check_gaps(values: Any, first: int, labels: LabelColumn) -> None:
+    """Raise if numbers are left out between those of the classes; ids, which differ, may be."""
+    found = pc.sort_indices(distinct := pc.unique(values))
+    numbers = distinct.take(found)
+    least, most = numbers[0].as_py(), numbers[-1].as_py()
+    if least < first or most - first + 1 == len(numbers) or len(numbers) == len(values):
+        return
+    shown = ", ".join(map(str, numbers[:SHOWN].to_pylist()))
+    raise DataError(
+        f"{labels.where(0)}: the labels in the column {labels.column!r} are {shown}"
+        f"{f', ... and {most}' if len(numbers) > SHOWN else ''} ({len(numbers)} values), and other "
+        f"numbers from {first} to {most} have no training image. Number the classes without gaps, "
+        "or store them as texts; if these are no classes, name the column of classes in the option "
+        "'label_column'."
+    )
 
 
 def _numbered(first: int, num: int) -> tuple[str, ...]:

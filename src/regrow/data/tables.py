@@ -30,7 +30,7 @@ from regrow.errors import ConfigError, DataError, short, unknown
 # Names of the two arrays of a split in an .npz file, the most common first.
 PAIRS = (("inputs", "targets"), ("x", "y"), ("X", "y"))
 TARGETS = "iufbUS"  # the kinds of numpy that targets may have
-SPLITS = ("train", "test", "validation", "val")
+SPLITS = ("train", "test", "validation", "val", "valid")
 UNNAMED = re.compile(r"\s*(Unnamed: \d+)?\s*")  # an index as pandas writes it, or reads it again
 SHOWN = 5  # arrays, in a notice
 LARGER = 10  # memory over file size, for a table of short cells
@@ -175,7 +175,7 @@ def _order(name: str) -> float:
     return float(name) if _is_number(name) else 0.0
 
 
-@register_data("npz:", content=_digest, revision=2)  # input_ids
+@register_data("npz:", content=_digest, revision=3)  # input_ids; x_valid
 def npz_arrays(spec: DataSpec) -> Arrays:
     """Read arrays ``inputs`` and ``targets`` (or ``x`` and ``y``, or ``x_train``, ``x_test`` ...).
 
@@ -229,7 +229,7 @@ def _names_of_splits(
                 f"Data set {spec.name!r}: it has {there!r} and no {missing!r}. Add that array, or "
                 f"remove {there!r}."
             )
-        split = {"": "train", "val": "validation"}.get(suffix, suffix)
+        split = {"": "train", "val": "validation", "valid": "validation"}.get(suffix, suffix)
         if split in names:
             raise DataError(
                 f"Data set {spec.name!r}: it has {names[split][0]!r} and {x!r}, and both are its "
