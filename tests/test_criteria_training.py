@@ -1,14 +1,23 @@
 """What methods do while a network trains, against formulas by hand: penalties, and moving masks."""
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.cost import count
+from regrow.jobs.train import masked_costs
 from regrow.methods.growing_regularisation import CHOSEN
+from regrow.methods.rigl import layers_of
+from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
+from regrow.surgery.mask import Mask, kept_weights
 from regrow.train import Treatment
+from regrow.train.masks import MaskedWeights, SparsePasses
 from small import FIRST, small
 
 
@@ -84,6 +93,61 @@ def test_masks_of_a_training_are_of_the_weights_that_the_method_prunes(name: str
     updates = treatment(name).masks
     assert updates is not None
     assert [*updates.start(Tokens(), FIRST)] == ["mix.weight", "last.weight"]
+
+
+TOLD = {"vocabulary": 9, "length": 6, "outputs": 9}
+SIZES = {"dim": 8, "depth": 1, "heads": 2, "hidden": 16}
+TRANSFORMER = ModelSpec("transformer", {**TOLD, **SIZES})
+
+
+class Tied(nn.Module):
+    """Predicts tokens by the table that it looks them up in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.tokens(ids))
+        return scores
+
+
+@pytest.mark.parametrize("name", ["rigl", "set"])
+def test_a_table_that_is_also_a_layer_has_one_mask(name: str) -> None:
+    torch.manual_seed(0)
+    model, how = Tied(), treatment(name).masks
+    assert how is not None
+    masked = MaskedWeights(model, how.start(model, FIRST))
+    assert masked.num_kept() == {"head.weight": 18}
+    masked.zero_weights_()
+    assert int((model.tokens.weight != 0).sum()) == 18
+    model(torch.arange(9)).logsumexp(1).sum().backward()
+    before = masked.kept()["head.weight"]
+    how.change(model, masked.factors, replace(FIRST, step=1))
+    after = masked.kept()["head.weight"]
+    assert int(after.sum()) == 18
+    assert not after.equal(before)
+    parts = kept_weights(Mask(unit="weight", kept={"head.weight": after}), model)
+    assert parts["head.weight"].equal(after)
+
+
+@pytest.mark.parametrize("make", [Tied, partial(build, TRANSFORMER)])
+def test_costs_of_moving_masks_are_counted_on_tokens_and_shared_weights(make: Any) -> None:
+    model = make()
+    masks = {name: torch.zeros(p.shape).bool() for name, p in layers_of(model).items()}
+    passes = SparsePasses.of(MaskedWeights(model, masks))
+    passes.add(5, dense_gradients=False)
+    training: Any = SimpleNamespace(
+        model=model, device="cpu", samples=5, passes=passes, kept=lambda: masks
+    )
+    found = masked_costs(training, TRANSFORMER, (1, 6))
+    dense = count(model, torch.arange(6)[None])
+    weights = sum(dense.by_parameter.values())
+    assert weights > 0
+    left = dense.cost.flops - 2 * weights
+    assert found["training_flops"] == pytest.approx(3 * 5 * left)
+    assert found["sparsity"] == 1.0
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (25, 1 / 3), (75, 1.0), (90, 1.0)])

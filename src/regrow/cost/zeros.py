@@ -32,7 +32,7 @@ class MaskFollower:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.layout is torch.strided:
                 self._constant[memory_of(tensor)] = tensor
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         self.removed = 0  # weights of the network that are held at zero
         for name, stays in kept_weights.items():
             self._enter(parameters[name], stays)

@@ -209,7 +209,7 @@ class Retrain(Keyed):
         )
         advance(training, context)
         record |= result_of(context, model, dataset, recipe=recipe, cost=after, training=training)
-        record |= masked_costs(training, self.data.shape)
+        record |= masked_costs(training, self.model, self.data.shape)
         if self.teacher is not None:
             record["teacher_flops"] = float(before.flops * record["samples"])
             record["training_flops"] += record["teacher_flops"]
@@ -275,7 +275,7 @@ def _draw_sparse_(model: nn.Module, masked: Mapping[str, Tensor], *, seed: int) 
     zero. Masked linear layers keep their values.
     """
     generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, stays in masked.items():
             weight = parameters[name]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from regrow.cost import TRAINING_FACTOR, Cost, Counted, count, measure
@@ -16,6 +15,7 @@ from regrow.errors import ConfigError, TrainingError
 from regrow.jobs.base import Context, Job, Keyed, LossOf, Outcome, Records, state_of, without_none
 from regrow.jobs.pace import Pace
 from regrow.models import ModelSpec, build, example_input
+from regrow.pruning.examples import moved
 from regrow.pruning.method import METHODS
 from regrow.store import MAIN, MASKS, after_epoch, joined, part_of
 from regrow.surgery.architecture import Architecture
@@ -222,7 +222,7 @@ class Train(Keyed):
         result = result_of(
             context, model, dataset, recipe=self.recipe, cost=cost, training=training
         )
-        result |= masked_costs(training, self.data.shape)
+        result |= masked_costs(training, self.model, self.data.shape)
         return Outcome(result, state_of(model), {**states, **masks_part(training)})
 
     def _run_with_head(self, context: Context, dataset: Dataset, head: Head) -> Outcome:
@@ -420,7 +420,7 @@ def masks_part(training: Training) -> dict[str, dict[str, Tensor]]:
     return {} if training.passes is None else {MASKS: training.kept()}
 
 
-def masked_costs(training: Training, shape: tuple[int, ...]) -> dict[str, Any]:
+def masked_costs(training: Training, spec: ModelSpec, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the costs, for the record, of a training whose masks changed; else an empty dict.
 
     The network's costs count its final masks. The training's costs count, in each pass, the weights
@@ -430,14 +430,15 @@ def masked_costs(training: Training, shape: tuple[int, ...]) -> dict[str, Any]:
     if training.passes is None:
         return {}
     mask = Mask(unit="weight", kept=training.kept())
-    example = torch.zeros(shape, device=training.device)
-    dense = count(training.model, example)
+    model, example = training.model, moved(example_input(spec, shape), training.device)
+    dense = count(model, example)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # one for each
     absent = sum(
-        2 * dense.by_parameter.get(name, 0) * (1.0 - density)
+        2 * dense.by_parameter.get(names[id(model.get_parameter(name))], 0) * (1.0 - density)
         for name, density in training.passes.densities(training.samples).items()
     )
     return {
-        **measure(training.model, example, mask).to_json(),
+        **measure(model, example, mask).to_json(),
         "training_flops": TRAINING_FACTOR * training.samples * (dense.cost.flops - absent),
         "sparsity": mask.sparsity,
         "widths": mask.widths(),

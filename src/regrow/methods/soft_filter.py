@@ -38,7 +38,7 @@ def zero_smallest_filters_(model: nn.Module, *, sparsity: float) -> None:
 
     Projections of shortcuts are skipped; norms and biases are left alone.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, group in filter_groups(model).items():
             weight = parameters[name]

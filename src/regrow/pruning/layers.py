@@ -62,7 +62,7 @@ class Layers(Mapping[str, Tensor]):
 
     def _weight(self, name: str) -> str:
         group = self.groups[name]
-        known = dict(self.network.named_parameters())
+        known = dict(self.network.named_parameters(remove_duplicate=False))
         slots = (*group.producers(), *group.slots)
         return next(slot.tensor for slot in slots if slot.tensor in known)
 

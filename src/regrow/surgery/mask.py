@@ -91,7 +91,7 @@ def kept_weights(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
     unit = UNITS.get(mask.unit)
     if unit.weights is None:
         return {}
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     weights = {}
     for name, kept in mask.kept.items():
         if name not in named:

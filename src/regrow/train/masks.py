@@ -16,7 +16,7 @@ class MaskedWeights:
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         for name in masks:
             if name not in parameters:
                 raise ConfigError(
