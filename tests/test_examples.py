@@ -1,5 +1,6 @@
 """Criteria on what networks of text take: tokens, several inputs by name, a loss of their own."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -233,6 +234,35 @@ def test_targets_suggest_the_loss() -> None:
         torch.testing.assert_close(again.gradient("one.weight"), expected)
 
 
+def test_gradients_of_a_network_in_float16_are_those_in_float32() -> None:
+    torch.manual_seed(0)
+    net, data = Plain().half(), [(torch.randn(40, 4).half(), torch.arange(40) % 2)]
+    with torch.no_grad():
+        net.two.weight.mul_(1e-3)
+    whole = copy.deepcopy(net).float()
+    found, expected = (Probe(n, examples_of(d, n, num=99)) for n, d in (
+        (net, data), (whole, [(x.float(), targets) for x, targets in data]),
+    ))  # fmt: skip
+    name = "one.weight"
+    product = expected.hessian_gradient(name, temperature=200.0)
+    assert float(product.abs().max()) < 1e-7  # the least number in float16 is 6e-8
+    assert found.hessian_gradient(name, temperature=200.0).equal(product)
+    assert found.gradient(name).equal(expected.gradient(name))
+    assert net.one.weight.dtype is torch.float16
+    assert not net._forward_pre_hooks
+
+
+def test_a_network_that_needs_float16_is_refused_for_gradients() -> None:
+    class Casting(Plain):
+        def forward(self, a: Tensor) -> Tensor:
+            return super().forward(a.half())
+
+    net = Casting().half()
+    probe = Probe(net, examples_of([(torch.randn(4, 4), torch.ones(4).long())], net, num=9))
+    with pytest.raises(ConfigError, match=r"in float32, .* Convert the network first \(network.fl"):
+        probe.gradient("one.weight")
+
+
 def test_a_temperature_needs_outputs_that_the_loss_is_computed_of() -> None:
     net = network()
     probe = Probe(net, examples_of(batches(), net, num=9))
@@ -242,12 +272,80 @@ def test_a_temperature_needs_outputs_that_the_loss_is_computed_of() -> None:
 
 
 def test_rows_are_those_of_tensors_that_have_one_for_each_example() -> None:
-    inputs = {"a": torch.arange(6).view(3, 2), "b": [torch.arange(3), torch.tensor(4)], "c": "x"}
+    inputs = {"a": torch.arange(6).view(3, 2), "b": (torch.arange(3), torch.tensor(4)), "c": "x"}
     part = rows_of(inputs, slice(1, 2), 3)
     assert part["a"].tolist() == [[2, 3]]
     assert part["b"][0].tolist() == [1]
     assert int(part["b"][1]) == 4
     assert part["c"] == "x"
+
+
+class OfImages(nn.Module):
+    """Takes a list of images of any size, as detectors do; returns scores for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 1)
+
+    def forward(self, images: list[Tensor], targets: Any = None) -> list[dict[str, Tensor]]:
+        assert targets is None
+        return [{"scores": self.two(self.one(x[None]).relu()).mean((0, 2, 3))} for x in images]
+
+
+def detected(*, num: int = 3) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    draw = torch.Generator().manual_seed(2)
+    images = [torch.randn(3, 8 + n, 8, generator=draw) for n in range(num)]
+    # As many boxes as there are examples, or more: rows of boxes are no rows of examples.
+    boxes = [torch.ones(num + n, 4) for n in range(num)]
+    return images, [{"boxes": b, "labels": torch.tensor(n)} for n, b in enumerate(boxes)]
+
+
+def scores_of_labels(outputs: Any, targets: Any) -> Tensor:
+    pairs = zip(outputs, targets, strict=True)
+    return torch.stack([out["scores"][target["labels"] % 2] for out, target in pairs]).mean()
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_images_is_one_input(kind: Any) -> None:
+    torch.manual_seed(0)
+    net, (images, targets) = OfImages().eval(), detected()
+    data = [(kind(images), kind(targets))]
+    traced = regrow.trace(net, (images[:1],))
+    for criterion in ("mean-activation", "taylor", "fisher"):
+        method = general_method(criterion)
+        mask = select(net, traced, method, sparsity=0.5, dataset=data, loss=scores_of_labels)
+        assert 0 < mask.num_kept < mask.num_units
+    probe = Probe(net, examples_of(data, net, num=2, loss=scores_of_labels))
+    ((x, _),) = probe.batches()
+    assert [image.shape for image in x["images"]] == [image.shape for image in images[:2]]
+    loss = scores_of_labels(net(images[:2]), targets[:2])
+    (expected,) = torch.autograd.grad(loss, [net.one.weight])
+    torch.testing.assert_close(probe.gradient("one.weight"), expected)
+    each = probe.gradients(lambda g: {"one": g["one.weight"]})["one"]
+    torch.testing.assert_close(each, expected)
+    with pytest.raises(ConfigError, match="returns a list without 'logits' or 'loss'"):
+        select(net, traced, general_method("taylor"), sparsity=0.5, dataset=data)
+    with pytest.raises(ConfigError, match=r"3 inputs, and the network takes 2 \(images, targets\)"):
+        examples_of([(images, torch.zeros(3))], net, num=3)
+
+
+def test_labels_of_each_example_in_a_list_are_one_for_each() -> None:
+    class OfPixels(OfImages):
+        def forward(self, pixels: Tensor, labels: Any = None) -> Any:  # type: ignore[override]
+            outputs = super().forward([*pixels])
+            return {"loss": scores_of_labels(outputs, labels)}
+
+    torch.manual_seed(0)
+    net, (_, targets) = OfPixels().eval(), detected(num=4)
+    pixels = torch.randn(4, 3, 8, 8)
+    halves = [
+        {"pixels": pixels[rows], "labels": targets[rows]} for rows in (slice(1), slice(1, None))
+    ]
+    (expected,) = torch.autograd.grad(net(pixels, targets)["loss"], [net.one.weight])
+    probe = Probe(net, examples_of(halves, net, num=9))
+    torch.testing.assert_close(probe.gradient("one.weight"), expected)
+    each = probe.gradients(lambda g: {"one": g["one.weight"]})["one"]
+    torch.testing.assert_close(each, expected)
 
 
 class Tied(nn.Module):

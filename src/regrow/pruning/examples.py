@@ -7,8 +7,10 @@ They come from a study's data set, or from any iterable of batches, such as a ``
     (a, b, targets)              with more than two, the last is the targets
     {"input_ids": ..., "labels": ...}
     inputs                       alone, for criteria that need no loss
+    ([image, ...], [{...}, ...]) for a detector: a list of images, and a mapping for each
 
-A network that takes labels as an input (as those of transformers do) computes its loss itself.
+Within ``Examples`` a list has one item for each example, and a tuple holds several inputs. A
+network that takes labels as an input (as those of transformers do) computes its loss itself.
 """
 
 import inspect
@@ -84,18 +86,52 @@ def _parted(batch: Any, takes: Mapping[str, inspect.Parameter], *, own: bool) ->
     if isinstance(batch, Mapping):
         named = {name: value for name, value in batch.items() if value is not None}
         label = next((name for name in TARGETS if name in named), None)
-        targets = None if label is None else named[label]
+        targets = None if label is None else _by_example(named[label])
         if label is not None and not (own and label in takes):
             del named[label]
         _check_names(named, takes)
-        return named, targets
+        return _parts(named), targets
     if isinstance(batch, list | tuple) and len(batch) == 2:
-        return (batch[0] if isinstance(batch[0], Tensor) else _named(batch[0], takes)), batch[1]
+        inputs, targets = batch[0], _by_example(batch[1])
+        if isinstance(inputs, Tensor):
+            return inputs, targets
+        is_listed = isinstance(targets, list) and _are_images(inputs, num=len(targets))
+        return _named(([*inputs],) if is_listed else _parts(inputs), takes), targets
     if isinstance(batch, list | tuple) and len(batch) > 2:
-        return _named(batch[:-1], takes), batch[-1]
-    raise ConfigError(
+        return _named(_parts(batch[:-1]), takes), _by_example(batch[-1])
+    raise _no_batch(batch)
+
+
+def _no_batch(got: Any) -> ConfigError:
+    return ConfigError(
         "A batch for a criterion must be (inputs, targets), a mapping of named tensors, or a "
-        f"tensor. Got {short(batch)}."
+        f"tensor. Got {short(got)}."
+    )
+
+
+def _parts(inputs: Any) -> Any:
+    """Return several inputs, by name or in order."""
+    if isinstance(inputs, Mapping):
+        return {name: _by_example(value) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple) and inputs:
+        return tuple(map(_by_example, inputs))
+    raise _no_batch(inputs)
+
+
+def _by_example(values: Any) -> Any:
+    """Return a sequence of mappings, one for each example, as a list, and others as tuples."""
+    if isinstance(values, list | tuple):
+        is_list = bool(values) and all(isinstance(value, Mapping) for value in values)
+        return list(values) if is_list else tuple(map(_by_example, values))
+    return values
+
+
+def _are_images(inputs: Any, *, num: int) -> bool:
+    """Return whether inputs are a tensor for each of ``num`` examples."""
+    return (
+        isinstance(inputs, list | tuple)
+        and len(inputs) == num
+        and all(isinstance(image, Tensor) for image in inputs)
     )
 
 
@@ -103,11 +139,18 @@ def _named(inputs: Any, takes: Mapping[str, inspect.Parameter]) -> Any:
     """Return several inputs by the names of the network's parameters, if these can be used."""
     if isinstance(inputs, Mapping):
         _check_names(inputs, takes)
-        return dict(inputs)
+        return inputs
     by_place = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
     names = [name for name, p in takes.items() if p.kind in by_place]
+    takes_any = not takes or any(p.kind is p.VAR_POSITIONAL for p in takes.values())
+    if len(names) < len(inputs) and not takes_any:
+        raise ConfigError(
+            f"A batch has {len(inputs)} inputs, and the network takes {len(names)} "
+            f"({', '.join(names)}). Give (inputs, targets) with as many; for a network that takes "
+            "a list of images, give a list of targets too, a mapping for each image."
+        )
     if len(names) < len(inputs) or any(takes[n].kind is by_place[1] for n in names[: len(inputs)]):
-        return tuple(inputs)
+        return inputs
     return dict(zip(names, inputs, strict=False))
 
 
@@ -151,8 +194,8 @@ def check_fit(dataset: Dataset, network: nn.Module, *, where: str) -> None:
 
 
 def size_of(inputs: Any) -> int:
-    """Count the examples in a batch of inputs: the rows of its first tensor."""
-    if isinstance(inputs, Tensor):
+    """Count the examples in a batch of inputs: the rows of its first tensor, or items of a list."""
+    if isinstance(inputs, Tensor | list):
         return len(inputs)
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
     sizes = (size_of(v) for v in values if isinstance(v, Tensor | Mapping | list | tuple))
@@ -160,24 +203,27 @@ def size_of(inputs: Any) -> int:
 
 
 def rows_of(inputs: Any, part: slice, size: int) -> Any:
-    """Slice the rows of each tensor that has one row per example."""
+    """Slice the rows of each tensor that has one row per example, and lists of examples."""
+    if isinstance(inputs, list):
+        return inputs[part] if len(inputs) == size else inputs
     if isinstance(inputs, Tensor):
         return inputs[part] if inputs.dim() and len(inputs) == size else inputs
     if isinstance(inputs, Mapping):
         return {name: rows_of(value, part, size) for name, value in inputs.items()}
-    if isinstance(inputs, list | tuple):
+    if isinstance(inputs, tuple):
         return tuple(rows_of(value, part, size) for value in inputs)
     return inputs
 
 
 def moved(values: Any, device: torch.device | str) -> Any:
-    """Move tensors, also those within mappings and tuples, to a device."""
+    """Move tensors, also those within mappings, lists and tuples, to a device."""
     if isinstance(values, Tensor):
         return values.to(device)
     if isinstance(values, Mapping):
         return {name: moved(value, device) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return tuple(moved(value, device) for value in values)
+        parts = [moved(value, device) for value in values]
+        return parts if isinstance(values, list) else tuple(parts)
     return values
 
 
@@ -215,8 +261,16 @@ def _objective(loss: Loss | None) -> Objective:
             value = loss(outputs, targets)
         elif isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
             value = outputs["loss"]
-        else:
+        elif isinstance(outputs, Tensor) or (isinstance(outputs, Mapping) and "logits" in outputs):
             value = _usual_loss(logits_of(outputs), targets)
+        else:
+            raise ConfigError(
+                "This criterion uses gradients, and the loss cannot be chosen automatically: in "
+                f"evaluation mode the network returns a {type(outputs).__name__} without 'logits' "
+                "or 'loss' (many detectors compute their losses in training mode only). Give "
+                "select(..., loss=lambda outputs, targets: ...), or use a criterion of weights or "
+                "activations."
+            )
         if not isinstance(value, Tensor) or value.dim():
             raise TrainingError(
                 f"A loss must return the mean loss of a batch, a scalar tensor. Got {short(value)}."

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 from regrow.core.texts import first_few, listed
 from regrow.cost.operations import memory_of, tensors_in
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, short
 from regrow.pruning.examples import rows_of, size_of
 from regrow.surgery.cut import duplicate
 from regrow.surgery.dispatch import OperationMode
@@ -105,10 +106,13 @@ def hessian_times_gradient(
 def _differentiable(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
     """Give a network in evaluation mode and its parameters, of which all require gradients.
 
-    It is the network itself, whose parameters are frozen again afterwards; or a copy of one that
-    was made in inference mode, whose parameters can have no gradients.
+    It is the network itself, whose parameters are frozen again afterwards; a copy of one that was
+    made in inference mode, whose parameters can have no gradients; or a copy in float32 of one in
+    float16, where many gradients of a mean over examples would be rounded to zero.
     """
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    if is_short := any(parameter.dtype is torch.float16 for parameter in model.parameters()):
+        model = _in_float32(model)
+    elif any(parameter.is_inference() for parameter in model.parameters()):
         model = duplicate(model)
     named = dict(model.named_parameters(remove_duplicate=False))
     weights = {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
@@ -118,9 +122,26 @@ def _differentiable(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.
             weight.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             yield model, weights
+    except RuntimeError as error:
+        if not is_short:
+            raise
+        raise ConfigError(
+            "Gradients of a network in float16 are computed in float32, and this network's code "
+            f"fails there ({short(error)}). Convert the network first (network.float()), or use a "
+            "criterion of weights or activations."
+        ) from error
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """Return a copy of a network in float32, which takes inputs in half precision too."""
+    copy = duplicate(model).float()
+    copy.register_forward_pre_hook(
+        lambda _, args, kwargs: tree_map_only(Tensor, widened, (args, kwargs)), with_kwargs=True
+    )
+    return copy
 
 
 def _gradients(
