@@ -199,6 +199,26 @@ def test_a_mapping_is_exported_to_pt2_and_refused_for_onnx(
         regrow.export(net, inputs, tmp_path / "net.onnx")
 
 
+class Views(nn.Module):
+    """Reads a list of two different tensors, which are no examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 2), nn.Linear(6, 2)
+
+    def forward(self, views: list[Tensor]) -> Any:
+        first, second = views
+        return self.one(first) + self.two(second)
+
+
+def test_a_list_that_is_no_batch_is_exported_as_it_is(tmp_path: Path) -> None:
+    net, views = Views().eval(), [torch.randn(3, 4), torch.randn(3, 6)]
+    told = regrow.export(net, (views,), tmp_path / "net.pt2")
+    assert told.startswith("takes inputs of the shapes of the example's, in lists of as many")
+    again = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(again(views), net(views))
+
+
 @pytest.mark.parametrize(
     ("kind", "allowed"), [(torch.float16, "0.0098"), (torch.float32, "0.0001")]
 )

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.core.seeds import seeded
 from regrow.cost.latency import batched
+from regrow.surgery.alive import drawn_like
 from regrow.surgery.taken import CallSignature
 
 TOKENS, MASK, SEGMENTS = "input_ids", "attention_mask", "token_type_ids"
@@ -20,17 +22,24 @@ FEWEST = 3  # least number of tokens for a dynamic length: exporters treat 1 as 
 class Exportable:
     """An example to export a network with, and which of its axes are dynamic.
 
-    ``dropped`` are inputs that padded texts need, and that this example lacks.
+    ``dropped`` are inputs that padded texts need, and that this example lacks. ``whole``: its lists
+    are no batches, so they keep their entries.
     """
 
     example: Any
     batch: bool
     length: bool
+    whole: bool = False
     dropped: tuple[str, ...] = ()
 
     def inputs(self) -> Any:
         """Return the inputs that the network is exported with."""
-        return batched(self.example, BATCH if self.batch else 1)
+        return self._drawn(BATCH if self.batch else 1)
+
+    def _drawn(self, size: int) -> Any:
+        if self.whole:
+            return drawn_like(self.example, seeded(0, "export"))
+        return batched(self.example, size)
 
     def axes(self) -> list[dict[int, str]]:
         """Return the names of the dynamic axes of each input, in order."""
@@ -48,7 +57,7 @@ class Exportable:
     def checks(self) -> Iterator[Any]:
         """Yield inputs to compare outputs on: other batches, other lengths, and padded ones."""
         for size in (1, 3) if self.batch else (1,):
-            inputs = batched(self.example, size)
+            inputs = self._drawn(size)
             yield inputs
             if self.padded:
                 yield {**inputs, MASK: _padding(inputs[MASK])}
@@ -64,6 +73,8 @@ class Exportable:
     def __str__(self) -> str:
         names = [name for name, _ in named(self.example)]
         inputs = f"{', '.join(names[:-1])} and {names[-1]} in " if len(names) > 1 else ""
+        if self.whole:
+            return "inputs of the shapes of the example's, in lists of as many entries"
         if not self.batch:
             why = "" if nested(self.example) else ", as its code requires"
             return f"{inputs}one example at a time{why}"
@@ -83,6 +94,8 @@ def ways(network: nn.Module, example: Any) -> Iterator[Exportable]:
             yield Exportable(inputs, batch=True, length=True, dropped=dropped)
         yield Exportable(inputs, batch=True, length=False, dropped=dropped)
         yield Exportable(inputs, batch=False, length=False, dropped=dropped)
+    if nested(example):
+        yield Exportable(example, batch=False, length=False, whole=True)
 
 
 def with_masks(network: nn.Module, example: Any) -> Any:
