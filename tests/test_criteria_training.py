@@ -15,7 +15,9 @@ from regrow.methods.growing_regularisation import CHOSEN
 from regrow.methods.rigl import layers_of
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
-from regrow.surgery.mask import Mask, kept_weights
+from regrow.pruning.select import select
+from regrow.surgery import trace
+from regrow.surgery.mask import Mask, apply_, kept_weights
 from regrow.train import Treatment
 from regrow.train.masks import MaskedWeights, SparsePasses
 from small import FIRST, small
@@ -130,6 +132,16 @@ def test_a_table_that_is_also_a_layer_has_one_mask(name: str) -> None:
     assert not after.equal(before)
     parts = kept_weights(Mask(unit="weight", kept={"head.weight": after}), model)
     assert parts["head.weight"].equal(after)
+
+
+@pytest.mark.parametrize("allocation", ["global", "erk"])
+def test_weights_of_a_table_that_is_also_a_layer_can_be_pruned(allocation: str) -> None:
+    model, ids = Tied(), torch.arange(6)[None]
+    method = replace(METHODS.get("magnitude").within("linear"), allocation=allocation)
+    mask = select(model, trace(model, ids), method, sparsity=0.5)
+    apply_(model, mask)
+    assert int((model.tokens.weight != 0).sum()) == mask.num_kept == 18
+    assert count(model, ids, mask).cost.parameters == 18
 
 
 @pytest.mark.parametrize("make", [Tied, partial(build, TRANSFORMER)])

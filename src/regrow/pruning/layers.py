@@ -62,9 +62,11 @@ class Layers(Mapping[str, Tensor]):
 
     def _weight(self, name: str) -> str:
         group = self.groups[name]
-        known = dict(self.network.named_parameters(remove_duplicate=False))
-        slots = (*group.producers(), *group.slots)
-        return next(slot.tensor for slot in slots if slot.tensor in known)
+        tensors = [slot.tensor for slot in (*group.producers(), *group.slots)]
+        known = dict(self.network.named_parameters())
+        if not known.keys() & {*tensors}:  # it shares a weight whose first name is another
+            known = dict(self.network.named_parameters(remove_duplicate=False))
+        return next(tensor for tensor in tensors if tensor in known)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a group's mask: the weight's for single weights, else [units]."""
