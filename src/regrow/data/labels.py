@@ -165,8 +165,8 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
 
 def _check_gaps(values: Any, first: int, labels: LabelColumn) -> None:
     """Raise if numbers are left out between those of the classes; ids, which differ, may be."""
-    found = pc.sort_indices(distinct := pc.unique(values))
-    numbers = distinct.take(found)
+    distinct = pc.unique(values)
+    numbers = distinct.take(pc.sort_indices(distinct))
     least, most = numbers[0].as_py(), numbers[-1].as_py()
     if least < first or most - first + 1 == len(numbers) or len(numbers) == len(values):
         return

@@ -110,7 +110,7 @@ def _differentiable(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.
     made in inference mode, whose parameters can have no gradients; or a copy in float32 of one in
     float16, where many gradients of a mean over examples would be rounded to zero.
     """
-    if is_short := any(parameter.dtype is torch.float16 for parameter in model.parameters()):
+    if is_half := any(parameter.dtype is torch.float16 for parameter in model.parameters()):
         model = _in_float32(model)
     elif any(parameter.is_inference() for parameter in model.parameters()):
         model = duplicate(model)
@@ -123,7 +123,7 @@ def _differentiable(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.
         with evaluating(model), torch.enable_grad():
             yield model, weights
     except RuntimeError as error:
-        if not is_short:
+        if not is_half:
             raise
         raise ConfigError(
             "Gradients of a network in float16 are computed in float32, and this network's code "
