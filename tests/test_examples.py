@@ -368,3 +368,19 @@ def test_a_table_that_multiplies_too_counts_what_it_multiplies() -> None:
     rows = torch.cat([net.tokens(ids).tanh().flatten(0, 1) for ids in data]).detach()
     for name in ("head.weight", "tokens.weight"):
         torch.testing.assert_close(probe.input_norms(name), rows.norm(dim=0)[None])
+
+
+def test_a_criterion_may_change_what_the_probe_returns() -> None:
+    torch.manual_seed(0)
+    net, (x, y) = Plain(), (torch.randn(6, 4), torch.arange(6) % 2)
+    given = copy.deepcopy((x, y))
+    probe = Probe(net, examples_of([(x, y)], net, num=6), example=x)
+    expected = probe.gradient("one.weight")
+    for batch, targets in probe.batches():
+        batch.zero_()
+        targets.zero_()
+    probe.example().zero_()
+    assert torch.equal(x, given[0])
+    assert torch.equal(y, given[1])
+    again = Probe(net, examples_of([(x, y)], net, num=6))
+    assert torch.equal(again.gradient("one.weight"), expected)

@@ -235,11 +235,22 @@ def test_what_is_no_budget_leaves_nothing(regrow: Command, tmp_path: Path, budge
     assert not (tmp_path / "regrow-report").exists()
 
 
-def test_a_margin_below_nothing_is_refused_and_leaves_nothing(
-    regrow: Command, tmp_path: Path
+@pytest.mark.parametrize("margin", ["-1", "100"])
+def test_an_impossible_margin_is_refused_and_leaves_nothing(
+    regrow: Command, tmp_path: Path, margin: str
 ) -> None:
     asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "random")
-    done = regrow("versus", "l2", *asked, "--margin", "-1")
+    done = regrow("versus", "l2", *asked, "--margin", margin)
     assert done.code == 2
     assert "margin" in done.err
+    assert not (tmp_path / "regrow-report").exists()
+
+
+def test_a_method_that_is_compared_with_itself_alone_is_refused(
+    regrow: Command, tmp_path: Path
+) -> None:
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE)
+    done = regrow("versus", "l2", *asked, "--against", "L2")
+    assert done.code == 2
+    assert "this is the method to test" in done.err
     assert not (tmp_path / "regrow-report").exists()

@@ -213,6 +213,8 @@ def _study(
         if against is None
         else _names(against, METHODS.key, "--against", "l1-filter,random")
     )
+    if len({*own, *rivals}) < 2:
+        raise ConfigError(f"--against {against}: this is the method to test. Name other methods.")
     chosen = None if arms is None else _names(arms, ARMS.key, "--arms", "fine-tune,scratch-b")
     value: dict[str, Any] = studies.study_of(
         own,

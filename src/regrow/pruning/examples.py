@@ -215,14 +215,17 @@ def rows_of(inputs: Any, part: slice, size: int) -> Any:
     return inputs
 
 
-def moved(values: Any, device: torch.device | str) -> Any:
-    """Move tensors, also those within mappings, lists and tuples, to a device."""
+def moved(values: Any, device: torch.device | str, *, copy: bool = False) -> Any:
+    """Move tensors, also those within mappings, lists and tuples, to a device.
+
+    Tensors on the device are the same ones, unless ``copy`` is true.
+    """
     if isinstance(values, Tensor):
-        return values.to(device)
+        return values.detach().to(device, copy=copy) if copy else values.to(device)
     if isinstance(values, Mapping):
-        return {name: moved(value, device) for name, value in values.items()}
+        return {name: moved(value, device, copy=copy) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        parts = [moved(value, device) for value in values]
+        parts = [moved(value, device, copy=copy) for value in values]
         return parts if isinstance(values, list) else tuple(parts)
     return values
 

@@ -112,12 +112,12 @@ class Probe:
 
         Other inputs are a tensor, a tuple of several, or a mapping by name.
         """
-        return [(moved(x, "cpu"), moved(targets, "cpu")) for x, targets in self._batches()]
+        return [moved((x, targets), "cpu", copy=True) for x, targets in self._batches()]
 
     def example(self) -> Any:
         """Return an input of the network on the CPU: the traced example, or the first batch."""
         if self._example is not None:
-            return moved(self._example, "cpu")
+            return moved(self._example, "cpu", copy=True)
         return self.batches()[0][0]
 
     def once(self, measure: "Callable[[Probe], Measured]") -> "Measured":

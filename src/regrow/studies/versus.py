@@ -12,6 +12,7 @@ from regrow.errors import ConfigError, RegrowError
 from regrow.jobs.arms import PRUNED, RETRAININGS, SCRATCH_B, UNPRUNED
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import METHODS, Method
+from regrow.studies.lint import check_margin_of
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided
 
@@ -107,4 +108,6 @@ def without_impossible(
 
 def check(value: dict[str, Any]) -> None:
     """Refuse a study that cannot work, before a file is written or anything is trained."""
-    Study.from_json(decided(value, lambda: "fp32")).cells()
+    study = Study.from_json(decided(value, lambda: "fp32"))
+    study.cells()
+    check_margin_of(study)
