@@ -139,7 +139,7 @@ class Registry(Generic[T]):
             if file.endswith(".py") and Path(file).is_file():
                 note_read(Path(file))
         self._session_codes.pop(key, None)
-        if not all(Path(file).is_file() for file in files):
+        if not all(Path(file).is_file() for file in files - {self.package}):
             self._session_codes[key] = ""
         if source != self.package:
             _ELSEWHERE.add(registrant)
