@@ -370,11 +370,15 @@ def mine(group, probe):
             ["from torch import nn\nw = nn.Linear(2, 2)", "def score(group):\n    return w(group)"],
             "nn.init.zeros_(w.weight)",
         ),
+        (
+            ["USED = {'a', 'b', 2}", "def score(group):\n    return USED", "USED.add(score)"],
+            "USED.discard(2)",
+        ),
         (["def score(group, power=2):\n    return power"], "score.__defaults__ = (3,)"),
     ],
     ids=[
         *("function", "number", "mapping", "closure", "partial", "class", "attribute", "cache"),
-        *("tensor", "array", "network", "default"),
+        *("tensor", "array", "network", "set", "default"),
     ],
 )
 def test_an_edit_of_another_cell_that_a_criterion_uses_is_another_key(

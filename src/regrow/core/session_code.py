@@ -70,7 +70,7 @@ class _Walk:
         elif isinstance(value, list | tuple):
             yield from self._each(*value)
         elif isinstance(value, set | frozenset):
-            yield from sorted("\n".join(_Walk().parts(part)) for part in value)
+            yield from self._each(*sorted(value, key=_name_or_value))
         else:
             yield from self._object(value)
 
@@ -144,6 +144,11 @@ def _file_of(value: "FunctionType | type | ModuleType") -> str | None:
         if found is not None and module != "__main__" and not file:
             return sys.executable  # built into Python
     return file if Path(file).is_file() else None
+
+
+def _name_or_value(part: object) -> str:
+    """Return a text to sort by that is the same in every process."""
+    return str(getattr(part, "__qualname__", None) or repr(part))
 
 
 def _content(cell: CellType) -> object:

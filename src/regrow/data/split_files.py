@@ -12,9 +12,9 @@ from regrow.data.splits import SPLIT_NAMES, Named, split_within
 from regrow.errors import DataError
 
 SHOWN = 5  # configurations, in a message
-# Words after a split's name that number its files: 00000-of-00003, part2, a digest.
-# A year right after it (train2014, train2017) names another split.
+# A year right after a split's name (train2014, train2017) makes it the name of another split.
 YEAR = re.compile(r"(19|20)\d\d(?![^\W_])")
+# Words after a split's name that number its files: 00000-of-00003, part2, a digest.
 SHARD = re.compile(r"\d+|of|(part|shard|chunk|batch|file)\d*|(?=[a-f]*\d)[0-9a-f]{4,}")
 
 

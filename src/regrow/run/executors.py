@@ -22,7 +22,7 @@ from regrow.core.energy import Counters, EnergyMeter, counters, metered
 from regrow.core.global_rng import drawing
 from regrow.core.machine import machine, versions
 from regrow.core.seeds import derive
-from regrow.core.source import Digests, expecting
+from regrow.core.source import Digests
 from regrow.errors import (
     ClaimLost,
     CodeError,
@@ -174,7 +174,7 @@ def _do(
         meter=meter,
     )
     try:
-        with metered(meter), own_randomness(job, settings), expecting(settings.read):
+        with metered(meter), own_randomness(job, settings):
             outcome = job.run(context)
         record = _record(job, outcome, context, device=settings.device)
         store.commit(job.key, record, outcome.tensors, parts=outcome.parts)

@@ -114,8 +114,9 @@ def _work(
         def report(message: Progress | Notice) -> None:
             tell(*message_to_json(message))
 
-        with one_thread(), exact_floats():  # in this thread, because such settings are per thread
-            settings = Settings(**asked["settings"])
+        settings = Settings(**asked["settings"])
+        # In this thread, because such settings are per thread.
+        with one_thread(), exact_floats(), expecting(settings.read):
             ended = execute(job, store, settings, report=report, stopping=stopping)
         sent = own is not None and ended.status == "done"
         tell(*message_to_json(ended), pack(store, job.key) if sent else NOTHING)
